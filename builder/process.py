@@ -1,0 +1,49 @@
+"""The only door to other programs: one function that runs one and returns what it printed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from builder.errors import ToolError
+
+_TAIL = 4000
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    input: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float | None = None,
+    hint: str | None = None,
+) -> bytes:
+    """Runs a program without a shell and returns its stdout.
+
+    `env` replaces the environment when given; `timeout` is in seconds. Raises `ToolError` when the program is missing,
+    fails or takes too long, with the end of its stderr.
+    """
+    name = Path(argv[0]).name
+    try:
+        done = subprocess.run(
+            argv,
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            env=env,
+            cwd=cwd,
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise ToolError(f"{name}: not found", hint=hint or f"install {name}") from error
+    except OSError as error:
+        raise ToolError(f"{name}: cannot be run: {error.strerror}", hint=hint) from error
+    except subprocess.TimeoutExpired as error:
+        raise ToolError(f"{name}: no answer in {timeout:g} s", hint=hint) from error
+    if done.returncode:
+        tail = done.stderr[-_TAIL:].decode(errors="replace").strip()
+        raise ToolError(f"{name} failed with status {done.returncode}: {tail or 'it printed nothing'}", hint=hint)
+    return done.stdout

@@ -1,0 +1,1 @@
+"""Where inputs come from, one kind a file: Debian packages, wheels, local files."""
