@@ -46,8 +46,9 @@ class Region:
 class Member:
     """Content that lies in a file as one raw deflate stream (RFC 1951), as a wheel's members do.
 
-    `size` and `crc32` are what the archive says of the inflated bytes, and `sha256` (hexadecimal) what the
-    wheel's RECORD says of them; all are checked while the stream is copied. `label` names it in errors.
+    `size` and `crc32` are what the archive says of the inflated bytes, and `recorded` (hashlib's name of the
+    algorithm, hexadecimal digest) what the wheel's RECORD says of them; all are checked while the stream is copied.
+    `label` names it in errors.
     """
 
     path: Path
@@ -56,7 +57,7 @@ class Member:
     size: int
     crc32: int
     label: str
-    sha256: str | None = None
+    recorded: tuple[str, str] | None = None
 
 
 Content = Inline | Region | Member
