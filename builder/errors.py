@@ -38,7 +38,11 @@ class StaleLockError(CheckError):
 
 
 class ToolError(BuilderError):
-    """An external program is missing or failed."""
+    """An external program is missing or failed; `output` is the end of what it wrote to stderr."""
+
+    def __init__(self, message: str, *, hint: str | None = None, output: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.output = output
 
 
 class OfflineError(BuilderError):

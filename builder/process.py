@@ -45,5 +45,6 @@ def run(
         raise ToolError(f"{name}: no answer in {timeout:g} s", hint=hint) from error
     if done.returncode:
         tail = done.stderr[-_TAIL:].decode(errors="replace").strip()
-        raise ToolError(f"{name} failed with status {done.returncode}: {tail or 'it printed nothing'}", hint=hint)
+        message = f"{name} failed with status {done.returncode}: {tail or 'it printed nothing'}"
+        raise ToolError(message, hint=hint, output=tail)
     return done.stdout
