@@ -141,7 +141,7 @@ class GzipMember:
         """Copies one stream to the blob and inflates it into the window, a chunk of input at a time."""
         out, inflate, start = self._out, self._inflate, self._out.size
         inflate.reset()
-        content = _ContentHash(self._crc32, algorithm)
+        content = ContentHash(algorithm)
         first, consumed, produced = self._at, 0, 0
         header_bit: int | None = 0  # bit position, in the stream, of a block header whose BFINAL was not read yet
         unused = -1
@@ -215,20 +215,21 @@ class GzipMember:
         self._at = WINDOW
 
 
-class _ContentHash:
-    """CRC-32 and, if asked for, a digest of one stream's inflated bytes."""
+class ContentHash:
+    """CRC-32 and, if asked for, a digest of one file's bytes."""
 
-    def __init__(self, crc32: Callable[[memoryview, int], int], algorithm: str | None) -> None:
-        self._crc32 = crc32
+    def __init__(self, algorithm: str | None = None) -> None:
+        self._crc32 = engine().crc32
         self._crc = 0
         self._hash = hashlib.new(algorithm) if algorithm else None
 
-    def update(self, data: memoryview) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         self._crc = self._crc32(data, self._crc)
         if self._hash:
             self._hash.update(data)
 
     def result(self) -> tuple[int, str]:
+        """The CRC-32 and the hexadecimal digest, which is empty when none was asked for."""
         return self._crc, self._hash.hexdigest() if self._hash else ""
 
 

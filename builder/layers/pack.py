@@ -9,7 +9,7 @@ from pathlib import Path
 
 from builder.errors import HostileInputError
 from builder.layers import tar
-from builder.layers.member import GzipMember
+from builder.layers.member import ContentHash, GzipMember
 from builder.layers.spans import LayerSpans, TocEntry
 from builder.layers.tar import Entry, Inline, Kind, Member, Region
 from builder.oci.digest import Digest
@@ -54,13 +54,9 @@ def pack(
 def _entry(member: GzipMember, entry: Entry, sources: _Sources, advance: Callable[[int], None]) -> TocEntry:
     member.plain(tar.header(entry))
     offset = member.position
-    if entry.kind is Kind.FILE and entry.size:
+    if entry.kind is Kind.FILE:
         _content(member, entry, sources)
         member.plain(tar.padding(entry.size))
-    elif isinstance(entry.content, Member) and entry.content.crc32:
-        raise HostileInputError(
-            f"{entry.content.label}: an empty file cannot have the CRC-32 {entry.content.crc32:08x}"
-        )
     advance(member.position - offset + tar.BLOCK)
     return tar.toc_entry(entry, offset)
 
@@ -77,25 +73,32 @@ def _content(member: GzipMember, entry: Entry, sources: _Sources) -> None:
 
 def _region(member: GzipMember, region: Region, sources: _Sources) -> None:
     descriptor, done = sources.open(region.path), 0
+    content = ContentHash(region.recorded[0] if region.recorded else None)
     while done < region.size:
         data = os.pread(descriptor, min(_READ, region.size - done), region.offset + done)
         if not data:
-            raise HostileInputError(f"{region.path}: the file ends inside of its data")
+            raise HostileInputError(f"{region.label or region.path}: the file ends inside of its data")
+        content.update(data)
         member.plain(data)
         done += len(data)
+    _check(region, *content.result())
 
 
 def _member(member: GzipMember, content: Member, sources: _Sources) -> None:
-    algorithm, expected = content.recorded or (None, "")
+    algorithm = content.recorded[0] if content.recorded else None
     crc32, found = member.stream(
         sources.open(content.path), content.offset, content.compressed_size, content.size, content.label, algorithm
     )
-    if crc32 != content.crc32:
-        raise HostileInputError(
-            f"{content.label}: its CRC-32 is {crc32:08x}, not {content.crc32:08x} as the archive says"
-        )
-    if algorithm and found != expected:
-        raise HostileInputError(f"{content.label}: its {algorithm} is {found}, not {expected} as RECORD says")
+    _check(content, crc32, found)
+
+
+def _check(content: Member | Region, crc32: int, found: str) -> None:
+    label = content.label or content.path
+    if content.crc32 not in (None, crc32):
+        raise HostileInputError(f"{label}: its CRC-32 is {crc32:08x}, not {content.crc32:08x} as the archive says")
+    if content.recorded and content.recorded[1] != found:
+        algorithm, expected = content.recorded
+        raise HostileInputError(f"{label}: its {algorithm} is {found}, not {expected} as was recorded")
 
 
 class _Sources:

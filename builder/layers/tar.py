@@ -35,11 +35,17 @@ class Inline:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Content that is a range of a plain file."""
+    """Content that is a range of a plain file, checked against `crc32` and `recorded` where they are given.
+
+    `recorded` is (hashlib's name of the algorithm, hexadecimal digest); `label` names the content in errors.
+    """
 
     path: Path
     offset: int
     size: int
+    label: str = ""
+    crc32: int | None = None
+    recorded: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

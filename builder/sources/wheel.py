@@ -1,0 +1,305 @@
+"""A wheel becomes the entries of the image's one virtual environment (the binary distribution format specification).
+
+The rules are those of the `installer` project: `.data` trees go to their places, scripts get the environment's own
+interpreter, entry points become scripts, and RECORD lists what is really there. No code of the wheel runs.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import csv
+import hashlib
+import io
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.utils import InvalidName, canonicalize_name
+
+from builder.errors import HostileInputError
+from builder.layers.tar import Entry, Inline
+from builder.sources.archive import DEFLATED, ZipMember, read_members
+
+VENV = "opt/venv"
+"""The environment's place in every image: a rule of the format, so that images share their wheels' layers."""
+INTERPRETER = f"/{VENV}/bin/python"
+_INSTALLER = b"layerwright\n"
+_MAX_METADATA = 64 << 20
+_ALGORITHMS = ("sha256", "sha384", "sha512")
+_SIGNATURES = ("RECORD.jws", "RECORD.p7s")
+_REFERENCE = re.compile(r"(?P<module>[\w.]+)\s*:\s*(?P<attribute>[\w.]+)\s*(\[.*\])?")
+_SCRIPT_NAME = re.compile(r"[^/\\\s\x00-\x1f]([^/\\\x00-\x1f]*[^/\\\s\x00-\x1f])?")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One file of an installed wheel; `record` is its row in RECORD: hash and size in bytes, as text."""
+
+    entry: Entry
+    record: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class WheelFiles:
+    """An installed wheel before its RECORD is written: `sources` are the paths of its Python modules, to be compiled."""
+
+    archive: str
+    dist_info: str
+    files: tuple[Installed, ...]
+    sources: tuple[str, ...]
+
+
+def site_packages(python: str) -> str:
+    """Where wheels are installed, for the Python version `3.N`."""
+    return f"{VENV}/lib/python{python}/site-packages"
+
+
+def install(path: Path, archive: str, name: str, version: str, python: str) -> WheelFiles:
+    """What installing the wheel at `path` for Python `3.N` puts into the image.
+
+    `archive` is its file name, `name` and `version` what the lock says it is. Raises `HostileInputError` where the wheel
+    contradicts itself, its RECORD or the lock.
+    """
+    with path.open("rb") as file:
+        members = {member.name: member for member in read_members(file, archive)}
+        dist_info = _dist_info(members, archive, name, version)
+        metadata = _Metadata(path, archive, members)
+        _check_wheel_version(metadata.text(f"{dist_info}/WHEEL"), archive)
+        recorded = _recorded(metadata.text(f"{dist_info}/RECORD"), dist_info, members, archive)
+        placed = _Places(dist_info, python, archive)
+        files = [
+            _installed(member, placed.of(member.name), recorded[member.name], path, metadata, archive)
+            for member in members.values()
+            if member.name.removeprefix(dist_info + "/") not in ("RECORD", "INSTALLER", *_SIGNATURES)
+        ]
+        if f"{dist_info}/entry_points.txt" in members:
+            files += _entry_points(metadata.text(f"{dist_info}/entry_points.txt"), archive)
+    site = site_packages(python)
+    files.append(_generated(f"{site}/{dist_info}/INSTALLER", _INSTALLER))
+    _check_unique(files, archive)
+    modules = sorted(
+        file.entry.path
+        for file in files
+        if file.entry.path.startswith(site + "/") and file.entry.path.endswith(".py") and file.entry.size
+    )
+    return WheelFiles(archive, f"{site}/{dist_info}", tuple(files), tuple(modules))
+
+
+def with_record(wheel: WheelFiles, bytecode: Sequence[Entry]) -> tuple[Entry, ...]:
+    """All entries of the wheel with its bytecode and a RECORD that is true to them (bytecode without hash, as pip
+    and installer list it)."""
+    site = wheel.dist_info.rpartition("/")[0]
+    rows = [(_relative(file.entry.path, site), *file.record) for file in wheel.files]
+    rows += [(_relative(entry.path, site), "", "") for entry in bytecode]
+    rows.append((_relative(f"{wheel.dist_info}/RECORD", site), "", ""))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(sorted(rows))
+    record = Entry(f"{wheel.dist_info}/RECORD", content=Inline(text.getvalue().encode()))
+    return (*(file.entry for file in wheel.files), *bytecode, record)
+
+
+class _Metadata:
+    """Reads small members into memory."""
+
+    def __init__(self, path: Path, archive: str, members: Mapping[str, ZipMember]) -> None:
+        self._path, self._archive, self._members = path, archive, members
+
+    def text(self, name: str) -> str:
+        member = self._members.get(name)
+        if member is None:
+            raise HostileInputError(f"{self._archive}: it has no {name}")
+        try:
+            return self.bytes(member).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise HostileInputError(f"{self._archive}: {name} is not UTF-8") from error
+
+    def bytes(self, member: ZipMember) -> bytes:
+        label = f"{self._archive}: {member.name}"
+        if member.size > _MAX_METADATA:
+            raise HostileInputError(f"{label} is larger than any metadata ({member.size} bytes)")
+        with self._path.open("rb") as file:
+            file.seek(member.offset)
+            data = file.read(member.compressed_size)
+        if member.method == DEFLATED:
+            inflater = zlib.decompressobj(-15)
+            try:
+                data = inflater.decompress(data, member.size + 1)
+            except zlib.error as error:
+                raise HostileInputError(f"{label}: its compressed data is damaged ({error})") from error
+        if len(data) != member.size or zlib.crc32(data) != member.crc32:
+            raise HostileInputError(f"{label}: its data has another size or CRC-32 than the archive says")
+        return data
+
+
+def _dist_info(members: Iterable[str], archive: str, name: str, version: str) -> str:
+    """The one `.dist-info` directory, which has to be that of the locked project and version."""
+    found = sorted({member.partition("/")[0] for member in members if ".dist-info/" in member.partition("/")[0] + "/"})
+    if len(found) != 1:
+        raise HostileInputError(f"{archive}: a wheel has one .dist-info directory, this one has {len(found)}")
+    project, _, release = found[0].removesuffix(".dist-info").rpartition("-")
+    try:
+        same = canonicalize_name(project, validate=True) == canonicalize_name(name)
+    except InvalidName:
+        same = False
+    if not same or _loose(release) != _loose(version):
+        raise HostileInputError(
+            f"{archive}: it is {project} {release} by its metadata, but the lock says {name} {version}"
+        )
+    return found[0]
+
+
+def _loose(version: str) -> str:
+    """A version as file names may spell it."""
+    return version.lower().replace("_", "+").replace("-", "+")
+
+
+def _check_wheel_version(text: str, archive: str) -> None:
+    match = re.search(r"^Wheel-Version:\s*(\d+)\.\d+\s*$", text, re.MULTILINE)
+    if not match or match[1] != "1":
+        raise HostileInputError(f"{archive}: its WHEEL file asks for another version of the wheel format than 1.x")
+
+
+def _recorded(
+    text: str, dist_info: str, members: Mapping[str, ZipMember], archive: str
+) -> dict[str, tuple[str, str] | None]:
+    """What RECORD says of each member: (hash, size) as text. Every file has to be there, and nothing else."""
+    recorded: dict[str, tuple[str, str] | None] = {}
+    for row in csv.reader(io.StringIO(text)):
+        if len(row) != 3:
+            raise HostileInputError(f"{archive}: RECORD has the row {row!r}, which is not path, hash, size")
+        path, hashed, size = row
+        if path in recorded:
+            raise HostileInputError(f"{archive}: RECORD lists {path} twice")
+        unhashed = path == f"{dist_info}/RECORD" or path.rpartition("/")[2] in _SIGNATURES
+        if not hashed and not unhashed:
+            raise HostileInputError(f"{archive}: RECORD has no hash for {path}")
+        if path not in members:
+            raise HostileInputError(f"{archive}: RECORD lists {path}, which is not in the wheel")
+        if size and size != str(members[path].size):
+            raise HostileInputError(f"{archive}: RECORD says that {path} has {size} bytes, it has {members[path].size}")
+        recorded[path] = (hashed, str(members[path].size)) if hashed else None
+    missing = sorted(name for name in members if name not in recorded and name.rpartition("/")[2] not in _SIGNATURES)
+    if missing:
+        raise HostileInputError(f"{archive}: RECORD does not list {missing[0]}, which is in the wheel")
+    return recorded
+
+
+class _Places:
+    """Where the members of a wheel belong in the image."""
+
+    def __init__(self, dist_info: str, python: str, archive: str) -> None:
+        self._data = dist_info.removesuffix(".dist-info") + ".data/"
+        project = dist_info.removesuffix(".dist-info").rpartition("-")[0]
+        self._archive = archive
+        site = site_packages(python)
+        self._site = site
+        self._schemes = {
+            "purelib": site,
+            "platlib": site,
+            "scripts": f"{VENV}/bin",
+            "headers": f"{VENV}/include/site/python{python}/{project}",
+            "data": VENV,
+        }
+
+    def of(self, name: str) -> str:
+        """The path in the image."""
+        if not name.startswith(self._data):
+            return f"{self._site}/{name}"
+        scheme, _, rest = name.removeprefix(self._data).partition("/")
+        if scheme not in self._schemes or not rest:
+            raise HostileInputError(f"{self._archive}: {name} belongs to no known scheme ({', '.join(self._schemes)})")
+        return f"{self._schemes[scheme]}/{rest}"
+
+
+def _installed(
+    member: ZipMember,
+    place: str,
+    recorded: tuple[str, str] | None,
+    path: Path,
+    metadata: _Metadata,
+    archive: str,
+) -> Installed:
+    if recorded is None:
+        raise HostileInputError(f"{archive}: RECORD has no hash for {member.name}")
+    check = _hash(recorded[0], member.name, archive)
+    is_script = place.startswith(f"{VENV}/bin/")
+    if is_script and member.size <= _MAX_METADATA:
+        data = metadata.bytes(member)
+        if hashlib.new(check[0], data).hexdigest() != check[1]:
+            raise HostileInputError(f"{archive}: {member.name}: it has another {check[0]} than RECORD says")
+        line, newline, rest = data.partition(b"\n")
+        if re.fullmatch(rb"#!pythonw?(\s.*)?", line.rstrip(b"\r")):
+            arguments = line.rstrip(b"\r").partition(b" ")[2].strip()
+            shebang = b"#!" + INTERPRETER.encode() + (b" " + arguments if arguments else b"")
+            return _generated(place, shebang + newline + rest, 0o755)
+    mode = 0o755 if is_script or member.executable else 0o644
+    content = member.content(path, archive, check)
+    return Installed(Entry(place, mode=mode, content=content), recorded)
+
+
+def _hash(text: str, name: str, archive: str) -> tuple[str, str]:
+    """RECORD's `algorithm=urlsafe base64 without padding` as (algorithm, hexadecimal digest)."""
+    algorithm, _, value = text.partition("=")
+    if algorithm not in _ALGORITHMS:
+        raise HostileInputError(
+            f"{archive}: RECORD hashes {name} with {algorithm or 'nothing'}, not with sha256 or better"
+        )
+    try:
+        digest = base64.b64decode(value + "=" * (-len(value) % 4), b"-_", validate=True)
+    except ValueError as error:
+        raise HostileInputError(f"{archive}: RECORD has a hash of {name} that is not base64: {value!r}") from error
+    return algorithm, digest.hex()
+
+
+def _entry_points(text: str, archive: str) -> list[Installed]:
+    """The scripts of `console_scripts` and `gui_scripts` (entry points specification)."""
+    parser = configparser.ConfigParser(delimiters=("=",), strict=True, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        reason = str(error).splitlines()[0]
+        raise HostileInputError(f"{archive}: entry_points.txt cannot be read: {reason}") from error
+    scripts = []
+    for section in ("console_scripts", "gui_scripts"):
+        for name, reference in parser.items(section) if parser.has_section(section) else ():
+            match = _REFERENCE.fullmatch(reference.strip())
+            if not match or not _SCRIPT_NAME.fullmatch(name) or name in (".", ".."):
+                raise HostileInputError(f"{archive}: the entry point {name!r} = {reference!r} cannot be a script")
+            scripts.append(_generated(f"{VENV}/bin/{name}", _script(match["module"], match["attribute"]), 0o755))
+    return scripts
+
+
+def _script(module: str, attribute: str) -> bytes:
+    top = attribute.partition(".")[0]
+    return (
+        f"#!{INTERPRETER}\n"
+        "import sys\n"
+        f"from {module} import {top}\n"
+        'if __name__ == "__main__":\n'
+        '    sys.argv[0] = sys.argv[0].removesuffix(".exe")\n'
+        f"    sys.exit({attribute}())\n"
+    ).encode()
+
+
+def _generated(path: str, data: bytes, mode: int = 0o644) -> Installed:
+    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+    return Installed(Entry(path, mode=mode, content=Inline(data)), (f"sha256={digest}", str(len(data))))
+
+
+def _check_unique(files: Sequence[Installed], archive: str) -> None:
+    seen: set[str] = set()
+    for file in files:
+        if file.entry.path in seen:
+            raise HostileInputError(f"{archive}: it installs /{file.entry.path} twice")
+        seen.add(file.entry.path)
+
+
+def _relative(path: str, site: str) -> str:
+    """A path as RECORD writes it: relative to site-packages."""
+    if path.startswith(site + "/"):
+        return path.removeprefix(site + "/")
+    return "../" * (len(site.split("/")) - len(VENV.split("/"))) + path.removeprefix(VENV + "/")
