@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from builder.errors import ToolError
@@ -19,11 +19,12 @@ def run(
     cwd: Path | None = None,
     timeout: float | None = None,
     hint: str | None = None,
+    accept: Container[int] = (0,),
 ) -> bytes:
     """Runs a program without a shell and returns its stdout.
 
-    `env` replaces the environment when given; `timeout` is in seconds. Raises `ToolError` when the program is missing,
-    fails or takes too long, with the end of its stderr.
+    `env` replaces the environment when given; `timeout` is in seconds; `accept` holds the exit statuses that are no failure.
+    Raises `ToolError` when the program is missing, fails or takes too long, with the end of its stderr.
     """
     name = Path(argv[0]).name
     try:
@@ -43,7 +44,7 @@ def run(
         raise ToolError(f"{name}: cannot be run: {error.strerror}", hint=hint) from error
     except subprocess.TimeoutExpired as error:
         raise ToolError(f"{name}: no answer in {timeout:g} s", hint=hint) from error
-    if done.returncode:
+    if done.returncode not in accept:
         tail = done.stderr[-_TAIL:].decode(errors="replace").strip()
         message = f"{name} failed with status {done.returncode}: {tail or 'it printed nothing'}"
         raise ToolError(message, hint=hint, output=tail)
