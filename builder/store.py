@@ -223,6 +223,12 @@ class Store:
         finally:
             os.close(descriptor)
 
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """While the block runs, a full or read-only disk under the store raises `StoreError` with its remedy."""
+        with _explained(self.root):
+            yield
+
     def usage(self) -> Usage:
         """What lies in the store."""
         with _explained(self.root):

@@ -1,0 +1,335 @@
+"""HTTP GET as downloads need it: retries, timeouts, proxies, redirects, and messages without secrets."""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import ipaddress
+import random
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
+
+import urllib3
+from urllib3 import exceptions as broken
+from urllib3.response import BaseHTTPResponse
+
+from builder import __version__
+from builder.errors import FetchError
+from builder.parallel import Stop
+from builder.settings import Network
+
+T = TypeVar("T")
+READ = 256 << 10
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS = 10
+_TRANSIENT = frozenset({408, 425, 429})
+_LONGEST_DELAY = 30.0
+_LONGEST_RETRY_AFTER = 120.0
+_SECRET_HEADERS = ("authorization", "cookie")
+_MAX_IDLE = 32
+_PACKED = (".gz", ".xz", ".bz2", ".zst", ".tgz")
+
+
+class NotFoundError(FetchError):
+    """The place says that it does not have it: the next one may."""
+
+
+class TransientError(FetchError):
+    """The place may answer better when asked again, at the earliest after `retry_after` seconds if that is known."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class Client:
+    """Gets URLs (`http`, `https`; `get` also `file`); shared by threads.
+
+    User and password in a URL are sent as basic authentication to that host only, and never shown.
+    """
+
+    def __init__(self, network: Network | None = None) -> None:
+        self._network = network if network is not None else Network()
+        self._pools: dict[str | None, urllib3.PoolManager] = {}
+
+    def get(self, url: str, *, headers: Mapping[str, str] | None = None, limit: int = 64 << 20) -> bytes:
+        """The body of a small document, at most `limit` bytes. Raises `NotFoundError` or another `FetchError`."""
+        if urlsplit(url).scheme == "file":
+            return _read_file(url, limit)
+
+        def attempt() -> bytes:
+            with self.open(url, headers) as response:
+                return _body(response, url, limit)
+
+        return self.retrying(attempt, Stop())
+
+    def retrying(self, attempt: Callable[[], T], stop: Stop) -> T:
+        """What `attempt` returns, tried again while it raises `TransientError`, up to the number of attempts."""
+        patience = self.patience(stop)
+        while True:
+            try:
+                return attempt()
+            except TransientError as error:
+                patience.failed(error)
+
+    def patience(self, stop: Stop) -> Patience:
+        """A fresh count of failures."""
+        return Patience(self._network, stop)
+
+    @contextmanager
+    def open(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[BaseHTTPResponse]:
+        """The answer (200 or 206) to one request, redirects followed, its body unread and as sent.
+
+        Raises `TransientError` where another attempt may help, `NotFoundError`, or another `FetchError`; what goes
+        wrong while the body is read inside the block is raised like that, too.
+        """
+        with self._explained(url):
+            response = self._follow(url, {name.lower(): value for name, value in (headers or {}).items()})
+            try:
+                _check_status(response, url)
+                yield response
+            finally:
+                # a connection whose body was not read to its end cannot be used again
+                response.close()
+                response.release_conn()
+
+    def _follow(self, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
+        for _ in range(_MAX_REDIRECTS):
+            parts = _web_address(url)
+            if parts.username is not None:
+                headers["authorization"] = _basic(parts)
+            response = self._pool(parts).request(
+                "GET",
+                urlunsplit(parts._replace(netloc=_host(parts), fragment="")),
+                headers={"user-agent": f"layerwright/{__version__}", "accept-encoding": "identity", **headers},
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+            )
+            location = response.headers.get("location")
+            if response.status not in _REDIRECTS or not location:
+                return response
+            response.drain_conn()
+            response.release_conn()
+            target = urlsplit(urljoin(url, location))
+            if parts.scheme == "https" and target.scheme != "https":
+                raise FetchError(f"{redact(url)}: redirects to the unencrypted address {redact(target.geturl())}")
+            if (target.scheme, target.hostname, target.port) != (parts.scheme, parts.hostname, parts.port):
+                headers = {name: value for name, value in headers.items() if name not in _SECRET_HEADERS}
+            url = target.geturl()
+        raise FetchError(f"{redact(url)}: more than {_MAX_REDIRECTS} redirects")
+
+    def _pool(self, parts: SplitResult) -> urllib3.PoolManager:
+        """The connections to use for an address: direct ones, or those through its proxy."""
+        network = self._network
+        proxy = network.https_proxy if parts.scheme == "https" else network.http_proxy
+        if proxy is not None and _is_exempt(parts.hostname or "", parts.port, network.no_proxy):
+            proxy = None
+        if proxy not in self._pools:
+            self._pools[proxy] = self._new_pool(proxy)
+        return self._pools[proxy]
+
+    def _new_pool(self, proxy: str | None) -> urllib3.PoolManager:
+        network = self._network
+        if network.ca_file is not None and not network.ca_file.is_file():
+            raise FetchError(
+                f"{network.ca_file}: no such file of certificates",
+                hint="correct SSL_CERT_FILE (or REQUESTS_CA_BUNDLE), or unset it",
+            )
+        timeout = urllib3.Timeout(connect=network.connect_timeout, read=network.read_timeout)
+        certificates = str(network.ca_file) if network.ca_file is not None else None
+        if proxy is None:
+            return urllib3.PoolManager(maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates)
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        if parts.scheme not in ("http", "https"):
+            raise FetchError(
+                f"{redact(proxy)}: a {parts.scheme} proxy cannot be used",
+                hint="name an http or https proxy in HTTPS_PROXY and HTTP_PROXY",
+            )
+        secret = {"proxy-authorization": _basic(parts)} if parts.username is not None else {}
+        address = f"{parts.scheme}://{_host(parts)}"
+        return urllib3.ProxyManager(
+            address, proxy_headers=secret, maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates
+        )
+
+    @contextmanager
+    def _explained(self, url: str) -> Iterator[None]:
+        """Turns what urllib3 raises into our errors; its own texts may hold whole URLs and are not used."""
+        try:
+            yield
+        except broken.HTTPError as error:
+            raise _translated(error, redact(url), self._network) from error
+
+
+class Patience:
+    """Counts failed attempts and waits between them, longer each time and never in step with others."""
+
+    def __init__(self, network: Network, stop: Stop) -> None:
+        self._network = network
+        self._stop = stop
+        self._failures = 0
+
+    def failed(self, error: TransientError, *, progressed: bool = False) -> None:
+        """Waits before the next attempt, or raises `error` when there were enough; progress starts a new count."""
+        self._failures = 1 if progressed else self._failures + 1
+        if self._failures >= self._network.attempts:
+            raise error
+        delay = min(self._network.backoff * 2 ** (self._failures - 1), _LONGEST_DELAY) * (0.5 + random.random())
+        if error.retry_after is not None:
+            if error.retry_after > _LONGEST_RETRY_AFTER:
+                raise error
+            delay = max(delay, error.retry_after)
+        self._stop.sleep(delay)
+
+
+def redact(url: str) -> str:
+    """The URL for people: without user, password and query, which may be secrets."""
+    try:
+        parts = urlsplit(url)
+        return urlunsplit(parts._replace(netloc=_host(parts), query="…" if parts.query else "", fragment=""))
+    except ValueError:
+        return "(an address that cannot be read)"
+
+
+def file_of(url: str) -> Path:
+    """The local file that a `file:` URL names."""
+    return Path(unquote(urlsplit(url).path))
+
+
+def _read_file(url: str, limit: int) -> bytes:
+    path = file_of(url)
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise NotFoundError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise FetchError(f"{path}: {error.strerror}") from error
+    if len(data) > limit:
+        raise FetchError(f"{path}: larger than {limit} bytes")
+    return data
+
+
+def _body(response: BaseHTTPResponse, url: str, limit: int) -> bytes:
+    # some caches compress although they were asked not to; a .gz file served "with gzip encoding" is meant as it is
+    decode = not urlsplit(url).path.endswith(_PACKED)
+    data = bytearray()
+    while block := response.read(READ, decode_content=decode):
+        data += block
+        if len(data) > limit:
+            raise FetchError(f"{redact(url)}: the answer is larger than {limit} bytes")
+    return bytes(data)
+
+
+def _web_address(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise FetchError(f"{redact(url)}: not an http or https address")
+    return parts
+
+
+def _host(parts: SplitResult) -> str:
+    return parts.netloc.rpartition("@")[2]
+
+
+def _basic(parts: SplitResult) -> str:
+    secret = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    return "Basic " + base64.b64encode(secret.encode()).decode()
+
+
+def _is_exempt(host: str, port: int | None, no_proxy: tuple[str, ...]) -> bool:
+    """Whether `NO_PROXY` names the host: by name, domain, address, network, any of them with a port, or `*`."""
+    for rule in no_proxy:
+        name, colon, number = rule.rpartition(":")
+        if colon and number.isdigit() and (":" not in name or name.endswith("]")):
+            if int(number) != port:
+                continue
+            rule = name
+        rule = rule.strip("[]").removeprefix("*").lstrip(".").lower()
+        if not rule or host == rule or host.endswith("." + rule):
+            return True
+        with suppress(ValueError):
+            if ipaddress.ip_address(host) in ipaddress.ip_network(rule, strict=False):
+                return True
+    return False
+
+
+def _check_status(response: BaseHTTPResponse, url: str) -> None:
+    status = response.status
+    if status in (200, 206):
+        return
+    shown = f"{redact(url)}: answered {status}" + (f" {response.reason}" if response.reason else "")
+    if status in _TRANSIENT or status >= 500:
+        raise TransientError(shown, retry_after=_retry_after(response.headers))
+    if status in (404, 410):
+        raise NotFoundError(shown)
+    if status in (401, 403, 407):
+        raise FetchError(shown, hint="check the user and password of that address in your configuration")
+    raise FetchError(shown)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait; a date is read against the server's own clock."""
+    text = headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    with suppress(ValueError, TypeError):
+        until = email.utils.parsedate_to_datetime(text)
+        return max((until - email.utils.parsedate_to_datetime(headers.get("date", ""))).total_seconds(), 0.0)
+    return None
+
+
+def _translated(error: broken.HTTPError, shown: str, network: Network) -> FetchError:
+    match error:
+        case broken.ProxyError():
+            return TransientError(f"{shown}: the proxy cannot be reached", hint="check HTTPS_PROXY and HTTP_PROXY")
+        case broken.SSLError() if _is_certificate(error):
+            return FetchError(
+                f"{shown}: its certificate is not trusted: {_root(error)}",
+                hint="name a file with the right certificates in SSL_CERT_FILE",
+            )
+        case broken.SSLError() if isinstance(_root(error), (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            return TransientError(f"{shown}: the connection broke")
+        case broken.SSLError():
+            return FetchError(f"{shown}: no encrypted connection: {_root(error)}")
+        case broken.NameResolutionError():
+            return TransientError(f"{shown}: the name of the host cannot be resolved")
+        case broken.ConnectTimeoutError():
+            return TransientError(f"{shown}: no connection within {network.connect_timeout:g} s")
+        case broken.ReadTimeoutError():
+            return TransientError(f"{shown}: no data for {network.read_timeout:g} s")
+        case broken.NewConnectionError():
+            return TransientError(f"{shown}: no connection: {_reason(error)}")
+        case broken.ProtocolError():
+            return TransientError(f"{shown}: the connection broke before the end")
+        case broken.LocationValueError():
+            return FetchError(f"{shown}: not an address that can be asked")
+        case _:
+            return TransientError(f"{shown}: {type(error).__name__}")
+
+
+def _is_certificate(error: BaseException) -> bool:
+    return isinstance(_root(error), ssl.SSLCertVerificationError)
+
+
+def _root(error: BaseException) -> BaseException:
+    """The innermost cause, whose text names no URL."""
+    while True:
+        inner = error.__cause__ or error.__context__ or (error.args[0] if error.args else None)
+        if not isinstance(inner, BaseException) or inner is error:
+            return error
+        error = inner
+
+
+def _reason(error: BaseException) -> str:
+    root = _root(error)
+    return root.strerror if isinstance(root, OSError) and root.strerror else type(root).__name__
