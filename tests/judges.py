@@ -22,7 +22,7 @@ def require(name: str) -> Path:
     if name == "soci-peer":
         return _soci_peer()
     found = shutil.which(name)
-    return Path(found) if found else _missing(name, f"no {name} on PATH")
+    return Path(found) if found else missing(name, f"no {name} on PATH")
 
 
 def _soci_peer() -> Path:
@@ -36,7 +36,7 @@ def _soci_peer() -> Path:
         if binary.exists() and binary.stat().st_mtime > changed:
             return binary
         if not go:
-            _missing("soci-peer", "no go on PATH to build it")
+            missing("soci-peer", "no go on PATH to build it")
         built = subprocess.run(
             [go, "build", "-trimpath", "-buildvcs=false", "-o", str(binary.with_suffix(".new")), "."],
             cwd=PEERS,
@@ -45,12 +45,13 @@ def _soci_peer() -> Path:
             check=False,
         )
         if built.returncode:
-            _missing("soci-peer", f"go build failed:\n{built.stderr[-2000:]}")
+            missing("soci-peer", f"go build failed:\n{built.stderr[-2000:]}")
         binary.with_suffix(".new").rename(binary)
         return binary
 
 
-def _missing(name: str, why: str) -> NoReturn:
+def missing(name: str, why: str) -> NoReturn:
+    """Skips the test that asks for this judge, or fails it where judges are required."""
     if os.environ.get("LAYERWRIGHT_REQUIRE_JUDGES") == "1":
         pytest.fail(f"the judge {name} is required: {why}")
     pytest.skip(f"the judge {name} is missing: {why}")

@@ -1,0 +1,37 @@
+# Two commands on a fresh machine:  make demo  and  make test.  Nothing is written outside this folder but the
+# store of downloaded inputs (XDG_CACHE_HOME, ~/.cache). All paths are relative, so the folder may be called anything.
+
+PYTHON ?= python3
+PROFILE ?= profiles/ocr.yaml
+BENCH_PROFILE ?= profiles/torch-cuda.yaml
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+SETUP = PYTHON='$(PYTHON)' scripts/setup
+BIN = .venv/bin
+
+.PHONY: help demo test lint bench clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+demo: ## publish profiles/ocr.yaml as an image, run it, and let it read a picture
+	@$(SETUP)
+	@$(BIN)/python scripts/demo.py --build '$(BIN)/build' '$(PROFILE)'
+
+test: lint ## check everything: ruff, mypy, pytest
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: ## ruff and mypy alone
+	@$(SETUP) test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: ## measure a build against the floor of this machine
+	@$(SETUP) bench
+	@$(BIN)/python -m bench --build '$(BIN)/build' $(BENCH_ARGS) '$(BENCH_PROFILE)'
+
+clean: ## remove what was made here; the store of inputs stays (see `build cache`)
+	rm -rf .venv .venv.lock out dist build *.egg-info tests/peers/bin .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,60 @@
+"""What tests share: the second Python that must make the same bytes as this one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import judges
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def other_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command `build` of this checkout, installed under another minor version of CPython than this one.
+
+    A machine without one skips, or fails where judges are required; LAYERWRIGHT_OTHER_PYTHON names one.
+    """
+    python = next(_other_pythons(), None)
+    if python is None:
+        judges.missing("python-other", f"no CPython >= 3.11 but {platform.python_version()} on PATH or in pyenv")
+    venv = tmp_path_factory.mktemp("other-python")
+    for command in (
+        [str(python), "-m", "venv", str(venv)],
+        [str(venv / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-e", str(ROOT)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            judges.missing("python-other", f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return venv / "bin" / "build"
+
+
+def _other_pythons() -> Iterator[Path]:
+    """Interpreters of another minor version than ours, the named one first, then the newest."""
+    named = os.environ.get("LAYERWRIGHT_OTHER_PYTHON")
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    siblings = (pyenv, Path(sys.base_prefix).parent)
+    candidates = [named] if named else []
+    for minor in (13, 14, 12, 11):
+        candidates += [str(path) for folder in siblings for path in sorted(folder.glob(f"3.{minor}.*/bin/python"))]
+        candidates += filter(None, [shutil.which(f"python3.{minor}")])
+    for candidate in candidates:
+        asked = subprocess.run(
+            [candidate, "-c", "import sys, venv, ensurepip; print(sys.implementation.name, *sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        # A pyenv shim is there for versions that are not switched on; it fails when it is run.
+        if asked.returncode == 0:
+            name, major, minor_text = asked.stdout.split()
+            version = (int(major), int(minor_text))
+            if name == "cpython" and version >= (3, 11) and version != sys.version_info[:2]:
+                yield Path(candidate)
