@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
 
@@ -128,20 +129,6 @@ class LockedInclude:
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    """The execution parameters of the image (image-spec, config.md); `ports` as `8080/tcp`."""
-
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
-    env: tuple[tuple[str, str], ...] = ()
-    user: str = ""
-    workdir: str = ""
-    ports: tuple[str, ...] = ()
-    labels: tuple[tuple[str, str], ...] = ()
-    stop_signal: str = ""
-
-
-@dataclass(frozen=True)
 class SociSettings:
     """Which layers get a ztoc and how far apart its checkpoints are; both in bytes."""
 
@@ -162,6 +149,6 @@ class Lock:
     includes: tuple[LockedInclude, ...] = ()
     files: tuple[LockedLocal, ...] = ()
     templates: tuple[LockedTemplate, ...] = ()
-    image: ImageConfig = field(default_factory=ImageConfig)
+    image: Execution = field(default_factory=Execution)
     soci: SociSettings = field(default_factory=SociSettings)
     format: int = FORMAT

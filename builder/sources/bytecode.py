@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from builder.errors import HostileInputError, ToolError
-from builder.layers.tar import Entry, Inline, Member, Region
+from builder.errors import ToolError
+from builder.layers.content import read
+from builder.layers.tar import Entry, Region
 from builder.process import run
 from builder.sources.wheel import WheelFiles
 
 CHUNK_FILES = 256
 CHUNK_BYTES = 2 << 20
 """How many files, and bytes of source, one process compiles: a rule of the format."""
+MAX_SOURCE = 16 << 20
+"""Larger files are data in Python's clothes and stay uncompiled: a rule of the format."""
 _TIMEOUT = 900.0
 _LOADERS = ("usr/lib64/ld-linux-x86-64.so.2", "usr/lib/ld-linux-aarch64.so.1")
 _FRAME = struct.Struct("<LL")
@@ -118,34 +120,15 @@ def _chunks(wheel: WheelFiles) -> Iterator[list[tuple[str, bytes]]]:
     total = 0
     for path in wheel.sources:
         entry = contents[path]
+        if entry.size > MAX_SOURCE:
+            continue
         if chunk and (len(chunk) == CHUNK_FILES or total + entry.size > CHUNK_BYTES):
             yield chunk
             chunk, total = [], 0
-        chunk.append((f"/{path}", _source(entry)))
+        chunk.append((f"/{path}", read(entry.content, MAX_SOURCE)))
         total += entry.size
     if chunk:
         yield chunk
-
-
-def _source(entry: Entry) -> bytes:
-    content = entry.content
-    if isinstance(content, Inline):
-        return content.data
-    with content.path.open("rb") as file:
-        file.seek(content.offset)
-        if isinstance(content, Region):
-            return file.read(content.size)
-        return _inflated(file.read(content.compressed_size), content)
-
-
-def _inflated(data: bytes, content: Member) -> bytes:
-    try:
-        inflated = zlib.decompressobj(-15).decompress(data, content.size + 1)
-    except zlib.error as error:
-        raise HostileInputError(f"{content.label}: its compressed data is damaged ({error})") from error
-    if len(inflated) != content.size:
-        raise HostileInputError(f"{content.label}: it does not inflate to {content.size} bytes as the archive says")
-    return inflated
 
 
 def _cached(path: str, version: str) -> str:

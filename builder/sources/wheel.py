@@ -12,7 +12,6 @@ import csv
 import hashlib
 import io
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from pathlib import Path
 from packaging.utils import InvalidName, canonicalize_name
 
 from builder.errors import HostileInputError
+from builder.layers.content import read
 from builder.layers.tar import Entry, Inline
-from builder.sources.archive import DEFLATED, ZipMember, read_members
+from builder.sources.archive import ZipMember, read_members
 
 VENV = "opt/venv"
 """The environment's place in every image: a rule of the format, so that images share their wheels' layers."""
@@ -117,21 +117,7 @@ class _Metadata:
             raise HostileInputError(f"{self._archive}: {name} is not UTF-8") from error
 
     def bytes(self, member: ZipMember) -> bytes:
-        label = f"{self._archive}: {member.name}"
-        if member.size > _MAX_METADATA:
-            raise HostileInputError(f"{label} is larger than any metadata ({member.size} bytes)")
-        with self._path.open("rb") as file:
-            file.seek(member.offset)
-            data = file.read(member.compressed_size)
-        if member.method == DEFLATED:
-            inflater = zlib.decompressobj(-15)
-            try:
-                data = inflater.decompress(data, member.size + 1)
-            except zlib.error as error:
-                raise HostileInputError(f"{label}: its compressed data is damaged ({error})") from error
-        if len(data) != member.size or zlib.crc32(data) != member.crc32:
-            raise HostileInputError(f"{label}: its data has another size or CRC-32 than the archive says")
-        return data
+        return read(member.content(self._path, self._archive), _MAX_METADATA)
 
 
 def _dist_info(members: Iterable[str], archive: str, name: str, version: str) -> str:
