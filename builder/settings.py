@@ -6,7 +6,7 @@ Parsed from `config.toml` and the environment, both given by the command line:
     jobs = 8                                                            # connections at once
     store = "/var/cache/layerwright"
 
-    [origins]                                                           # where an origin of the lock is found
+    [origins]  # where an origin of a lock is found, one address or several; overrules the settings of pip, uv and apt
     pypi = "http://cache.example/simple"
 """
 
@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from builder.errors import UsageError
 
@@ -59,11 +60,11 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one run. `origins` maps an origin's name in a lock to its address."""
+    """The settings of one run. `origins` maps an origin's name in a lock to its addresses, best first."""
 
     store: Path
     mirrors: tuple[str, ...] = ()
-    origins: tuple[tuple[str, str], ...] = ()
+    origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     offline: bool = False
     jobs: int = 8
     network: Network = Network()
@@ -85,7 +86,7 @@ class Settings:
         return cls(
             store=_store(document, environ, home),
             mirrors=(*_words(environ, "LAYERWRIGHT_MIRRORS"), *document.get("mirrors", ())),
-            origins=tuple(sorted(document.get("origins", {}).items())),
+            origins={name: _listed(value) for name, value in document.get("origins", {}).items()},
             offline=_flag(environ, "LAYERWRIGHT_OFFLINE", document.get("offline", False)),
             jobs=_number(environ, "LAYERWRIGHT_JOBS", document.get("jobs", 8)),
             network=Network.of(environ),
@@ -115,11 +116,13 @@ def _problems(document: Mapping[str, object]) -> list[str]:
             case "offline", bool():
                 pass
             case "store", str():
-                if not Path(value).expanduser().is_absolute():
-                    problems.append(f"store: expected an absolute path, found {value!r}")
+                if not value.startswith(("/", "~/")):
+                    problems.append(f"store: expected an absolute path, or one that begins with ~/, found {value!r}")
             case "origins", dict():
                 problems.extend(
-                    f"origins.{name}: expected an address" for name, item in value.items() if not isinstance(item, str)
+                    f"origins.{name}: expected an address or a list of addresses"
+                    for name, item in value.items()
+                    if not all(isinstance(address, str) for address in _listed(item))
                 )
             case _ if key in _KEYS:
                 kind = {"jobs": "number", "mirrors": "list", "offline": "true or false", "origins": "table"}
@@ -130,9 +133,13 @@ def _problems(document: Mapping[str, object]) -> list[str]:
     return problems
 
 
+def _listed(value: object) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
 def _store(document: Mapping[str, str], environ: Mapping[str, str], home: Path) -> Path:
     if "XDG_CACHE_HOME" not in environ and "store" in document:
-        return Path(document["store"]).expanduser()
+        return home / document["store"].removeprefix("~/")
     return _base(environ, "XDG_CACHE_HOME", home / ".cache") / _NAME
 
 

@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         state = self.server.state
         with state.guard:
             state.seen.append(Seen(self.path, self.headers))
@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         data = state.files.get(self.path)
         fault(self, data if data is not None else b"")
 
-    def do_CONNECT(self) -> None:  # noqa: N802
+    def do_CONNECT(self) -> None:
         with self.server.state.guard:
             self.server.state.seen.append(Seen(self.path, self.headers))
         self.answer(502, b"no tunnels here")
