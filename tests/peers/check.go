@@ -73,7 +73,7 @@ func checkSpans(z *ztoc.Ztoc, layer *os.File) error {
 	if int(z.MaxSpanID)+1 != len(z.SpanDigests) || z.MaxSpanID != zinfo.MaxSpanID() {
 		return fmt.Errorf("%d spans, %d digests, %d checkpoints", z.MaxSpanID+1, len(z.SpanDigests), zinfo.MaxSpanID()+1)
 	}
-	// The inflater reads ahead of the spans, through the same descriptor: spans are read with ReadAt.
+	// The inflater and the spans share one file: ReadAt leaves its position alone.
 	for span := compression.SpanID(0); span <= z.MaxSpanID; span++ {
 		start := zinfo.StartCompressedOffset(span)
 		end := zinfo.EndCompressedOffset(span, z.CompressedArchiveSize)
@@ -142,7 +142,6 @@ func checkFiles(z *ztoc.Ztoc, layer *os.File) error {
 		return err
 	}
 	section := io.NewSectionReader(layer, 0, int64(z.CompressedArchiveSize))
-	// The reader below moves the file's position, the section reads at offsets: they do not disturb one another.
 	entries := tar.NewReader(whole)
 	step := len(z.FileMetadata)/sampled + 1
 	seen := map[string]bool{}

@@ -31,6 +31,9 @@ func convertCommand(arguments []string) error {
 	if err := os.CopyFS(out, os.DirFS(in)); err != nil {
 		return err
 	}
+	// The library narrates on stdout, which is to hold the digest alone.
+	stdout := os.Stdout
+	os.Stdout = os.Stderr
 	converted, err := convert(out, *span, *minimum)
 	if errors.Is(err, soci.ErrEmptyIndex) {
 		return fmt.Errorf("no layer is large enough for a ztoc: %w", err)
@@ -38,7 +41,7 @@ func convertCommand(arguments []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(converted.Digest)
+	fmt.Fprintln(stdout, converted.Digest)
 	index, err := json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageIndex,
