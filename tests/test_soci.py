@@ -504,3 +504,10 @@ def test_umoci_unpacks_the_indexed_image(images: Images) -> None:
         check=True,
     )
     assert len(list(bundle.rglob("*.py"))) == 5000
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("", pytest.skip.Exception), ("1", pytest.fail.Exception)])
+def test_missing_judge(required: str, outcome: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAYERWRIGHT_REQUIRE_JUDGES", required)
+    with pytest.raises(outcome, match="no-such-judge"):
+        require("no-such-judge")
