@@ -1,0 +1,92 @@
+"""What every verb is given: settings, progress, the environment and the clock, read once from the process."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from builder.errors import UsageError
+from builder.progress import Progress, Silent, Terminal
+from builder.settings import Settings, config_path
+
+if TYPE_CHECKING:  # HTTP takes longer to import than `--help` may take
+    from builder.client import Client
+    from builder.fetch import Fetcher, Origins
+    from builder.store import Store
+
+
+@dataclass(frozen=True)
+class Context:
+    """The process, as values; a click command gets it with `@click.pass_obj`. `clock` gives seconds since 1970."""
+
+    settings: Settings
+    progress: Progress
+    environ: Mapping[str, str]
+    config: Path
+    clock: Callable[[], float] = time.time
+
+    @classmethod
+    def from_environment(
+        cls,
+        environ: Mapping[str, str],
+        stderr: TextIO,
+        *,
+        quiet: bool = False,
+        offline: bool = False,
+        jobs: int | None = None,
+    ) -> Context:
+        """Reads the config file; the arguments are the global options. Raises `UsageError`."""
+        home = Path(environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir)
+        config = config_path(environ, home)
+        settings = Settings.parse(_text(config), config, environ, home)
+        settings = replace(settings, offline=offline or settings.offline, jobs=jobs or settings.jobs)
+        return cls(settings, Silent() if quiet else _terminal(environ, stderr), environ, config)
+
+    @cached_property
+    def store(self) -> Store:
+        """The store that the settings name."""
+        from builder.store import Store
+
+        return Store(self.settings.store)
+
+    @cached_property
+    def client(self) -> Client:
+        """One client, so that connections are kept."""
+        from builder.client import Client
+
+        return Client(self.settings.network)
+
+    def fetcher(self, origins: Origins) -> Fetcher:
+        """A fetcher into the store, for files of these origins."""
+        from builder.fetch import Fetcher
+
+        settings = self.settings
+        return Fetcher(
+            self.store,
+            origins,
+            self.client,
+            self.progress,
+            offline=settings.offline,
+            jobs=settings.jobs,
+            mirrors=settings.mirrors,
+        )
+
+
+def _text(config: Path) -> str:
+    try:
+        return config.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{config}: cannot be read: {error}", hint="correct the file, or remove it") from error
+
+
+def _terminal(environ: Mapping[str, str], stderr: TextIO) -> Terminal:
+    live = stderr.isatty() and environ.get("TERM", "dumb") != "dumb"
+    return Terminal(stderr, time.monotonic, live=live, color=not environ.get("NO_COLOR"))
