@@ -2,7 +2,6 @@
 # store of downloaded inputs (XDG_CACHE_HOME, ~/.cache). All paths are relative, so the folder may be called anything.
 
 PYTHON ?= python3
-PROFILE ?= profiles/ocr.yaml
 BENCH_PROFILE ?= profiles/torch-cuda.yaml
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -17,7 +16,7 @@ help: ## what can be made
 
 demo: ## publish profiles/ocr.yaml as an image, run it, and let it read a picture
 	@$(SETUP)
-	@$(BIN)/python scripts/demo.py --build '$(BIN)/build' '$(PROFILE)'
+	@$(BIN)/python scripts/demo.py --build '$(BIN)/build'
 
 test: lint ## check everything: ruff, mypy, pytest
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

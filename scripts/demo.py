@@ -1,0 +1,219 @@
+"""The tour that `make demo` gives: publishes profiles/ocr.yaml, shows the image, runs it and lets it read a picture.
+
+Needs neither root nor Docker. The image runs in a mount namespace of its own, with a read-only root, as its own user
+where we are root and as ours (in a user namespace) where we are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from picture import draw
+
+TEXT = "HELLO LAYERWRIGHT 2026"
+MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+PATIENCE = 60  # seconds until the service has to be ready
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", default="build", help="the command to publish with")
+    build = parser.parse_args().build
+    layout = Path("out/ocr")
+
+    run([build, "publish", "profiles/ocr.yaml"])
+    run([build, "inspect", f"oci:{layout}"])
+
+    obstacle = why_not()
+    if obstacle:
+        say(f"The image cannot be run here: {obstacle}. Where podman is, this runs it:")
+        print(
+            f"  podman run --rm --read-only -p 8080:8080 oci:{layout}\n  curl --data-binary @picture.png localhost:8080"
+        )
+        return 0
+    # Beside the layout, because /tmp may be small and the unpacked image is not.
+    with tempfile.TemporaryDirectory(prefix=".run-", dir=layout.parent) as folder:
+        root = Path(folder, "root")
+        say(f"Unpacking the image into {root}")
+        config = unpack(layout, root)
+        say(f"Its entry point reads a picture that says {TEXT!r}")
+        (root / "picture.png").write_bytes(draw(TEXT))
+        printed = subprocess.run(enter(root, config, ["--once", "/picture.png"]), stdout=subprocess.PIPE, check=True)
+        check(printed.stdout.decode().splitlines())
+        say("As a service it reads the same picture by HTTP")
+        with service(root, config) as port:
+            answer = ask(port, "POST", "/ocr", draw(TEXT))
+            print(json.dumps(answer, indent=2))
+            check(answer["text"])
+    say(f"Done. The image is oci:{layout}")
+    return 0
+
+
+def say(sentence: str) -> None:
+    print(f"\n=== {sentence}", flush=True)
+
+
+def run(command: Sequence[str]) -> None:
+    """Runs a command of the tour, and shows it as one would type it."""
+    say(f"$ {shlex.join([Path(command[0]).name, *command[1:]])}")
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+def check(lines: Sequence[str]) -> None:
+    """What the service read must be what was drawn; where it breaks lines is its own affair."""
+    print(f"It read: {' '.join(lines)}")
+    if "".join("".join(lines).split()) != "".join(TEXT.split()):
+        sys.exit(f"demo: it should have read {TEXT}")
+
+
+def why_not() -> str | None:
+    """What keeps an image from running here; None if nothing does."""
+    if sys.platform != "linux" or platform.machine() not in MACHINES:
+        return f"this is {sys.platform} on {platform.machine()}"
+    for program in ("unshare", "mount", "tar"):
+        if not shutil.which(program):
+            return f"there is no {program} (apt install {'tar' if program == 'tar' else 'util-linux mount'})"
+    tried = subprocess.run(
+        [*namespaces(), "sh", "-c", "mount --bind / /mnt && mount --rbind /proc /mnt/proc"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if tried.returncode:
+        who = "root may not make namespaces" if os.geteuid() == 0 else "user namespaces are not allowed"
+        return f"{who} ({tried.stderr.strip().splitlines()[-1]})"
+    return None
+
+
+def namespaces() -> list[str]:
+    """The command before a command that gives it mounts of its own; without root that takes a user namespace."""
+    return ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--"]
+
+
+def unpack(layout: Path, root: Path) -> dict[str, Any]:
+    """Unpacks the image of this machine's platform; returns its execution parameters."""
+    manifest = next(images(layout, json.loads((layout / "index.json").read_bytes())))
+    root.mkdir()
+    root.chmod(0o755)  # whatever our umask: the image's user has to pass
+    for layer in manifest["layers"]:
+        # Owners are all root: what cannot be given to root stays ours, which a mapped root sees as root.
+        subprocess.run(["tar", "-xzf", blob(layout, layer), "-C", root, "--no-same-owner", "-p"], check=True)
+    config: dict[str, Any] = json.loads(blob(layout, manifest["config"]).read_bytes())
+    return config.get("config", {})  # type: ignore[no-any-return]
+
+
+def images(layout: Path, index: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The image manifests for this machine in an index, also in an index in it; a SOCI index has no platform."""
+    for descriptor in index["manifests"]:
+        document = json.loads(blob(layout, descriptor).read_bytes())
+        if "manifests" in document:
+            yield from images(layout, document)
+        elif document["config"]["mediaType"] == "application/vnd.oci.image.config.v1+json":
+            config = json.loads(blob(layout, document["config"]).read_bytes())
+            if config["architecture"] == MACHINES[platform.machine()]:
+                yield document
+
+
+def blob(layout: Path, descriptor: Mapping[str, Any]) -> Path:
+    return layout / "blobs" / Path(*descriptor["digest"].split(":"))
+
+
+def enter(root: Path, config: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
+    """The command that runs the image's entry point with these arguments in its root: see `inside`."""
+    return [
+        *namespaces(),
+        sys.executable,
+        __file__,
+        "--inside",
+        str(os.geteuid()),
+        str(root),
+        json.dumps(config),
+        *arguments,
+    ]
+
+
+def inside(caller: int, root: str, config: Mapping[str, Any], arguments: Sequence[str]) -> NoReturn:
+    """Becomes the image's process, in the mount namespace that user `caller` made for it. Its mounts go with it."""
+    subprocess.run(["mount", "--bind", root, root], check=True)
+    subprocess.run(["mount", "--rbind", "/proc", f"{root}/proc"], check=True)
+    for device in ("null", "urandom", "zero"):
+        node = Path(root, "dev", device)
+        node.touch()
+        subprocess.run(["mount", "--bind", f"/dev/{device}", node], check=True)
+    # In a user namespace the file system below may have flags that forbid a remount.
+    subprocess.run(["mount", "-o", "remount,bind,ro", root], check=caller == 0)
+    os.chroot(root)
+    os.chdir(config.get("WorkingDir") or "/")
+    if caller == 0:  # a mapped root has no other user to become
+        user, _, group = config.get("User", "0:0").partition(":")
+        os.setgroups([])
+        os.setgid(int(group or 0))
+        os.setuid(int(user or 0))
+    environment = dict(setting.split("=", 1) for setting in config.get("Env", []))
+    if "PORT" in os.environ:
+        environment["PORT"] = os.environ["PORT"]
+    command = [*config.get("Entrypoint", []), *(arguments or config.get("Cmd", []))]
+    os.execvpe(command[0], command, environment)
+
+
+@contextmanager
+def service(root: Path, config: Mapping[str, Any]) -> Iterator[int]:
+    """The image's service while it runs, by its port; it has to start, and to end on SIGTERM with status 0."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    process = subprocess.Popen(enter(root, config, []), env={**os.environ, "PORT": str(port)})
+    try:
+        begun = time.monotonic()
+        while not healthy(port):
+            if process.poll() is not None or time.monotonic() - begun > PATIENCE:
+                sys.exit("demo: the service did not become ready")
+            time.sleep(0.1)
+        print(f"Ready after {time.monotonic() - begun:.1f} s")
+        yield port
+        process.send_signal(signal.SIGTERM)
+        if process.wait(timeout=PATIENCE):
+            sys.exit(f"demo: the service ended with status {process.returncode}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def healthy(port: int) -> bool:
+    try:
+        return bool(ask(port, "GET", "/healthz").get("status") == "ready")
+    except OSError:
+        return False
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    try:
+        connection.request(method, path, body)
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        return answer
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--inside"]:
+        inside(int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4]), sys.argv[5:])
+    sys.exit(main())
