@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ _READ = 1 << 20
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """A finished layer: (digest, size) of its blob, diff_id of its tar, and its spans."""
+    """A finished layer: (digest, size) of its blob, diff_id of its tar, its spans, and the CRC-32 of each entry's content."""
 
     digest: Digest
     size: int
     diff_id: Digest
     spans: LayerSpans
+    crc32s: tuple[int, ...]
 
 
 def pack(
@@ -42,38 +44,48 @@ def pack(
     with blob.open("wb") as out, windows.open("wb") as windows_out, _Sources() as sources:
         member = GzipMember(out, windows_out, span_size)
         try:
-            toc = tuple(_entry(member, entry, sources, advance) for entry in entries)
+            packed = [_entry(member, entry, sources, advance) for entry in entries]
             member.plain(tar.END)
             digest, size, diff_id, tar_size = member.finish()
         finally:
             member.close()
+    toc = tuple(entry for entry, _ in packed)
     spans = LayerSpans(span_size, size, tar_size, member.checkpoints, member.span_digests, windows, toc)
-    return PackedLayer(digest, size, diff_id, spans)
+    return PackedLayer(digest, size, diff_id, spans, tuple(crc32 for _, crc32 in packed))
 
 
-def _entry(member: GzipMember, entry: Entry, sources: _Sources, advance: Callable[[int], None]) -> TocEntry:
+def _entry(member: GzipMember, entry: Entry, sources: _Sources, advance: Callable[[int], None]) -> tuple[TocEntry, int]:
     member.plain(tar.header(entry))
-    offset = member.position
+    offset, crc32 = member.position, 0
     if entry.kind is Kind.FILE:
-        _content(member, entry, sources)
+        crc32 = _content(member, entry, sources)
         member.plain(tar.padding(entry.size))
     advance(member.position - offset + tar.BLOCK)
-    return tar.toc_entry(entry, offset)
+    return tar.toc_entry(entry, offset), crc32
 
 
-def _content(member: GzipMember, entry: Entry, sources: _Sources) -> None:
+def _content(member: GzipMember, entry: Entry, sources: _Sources) -> int:
+    """Packs the content of a file, checked; its CRC-32."""
     content = entry.content
     if isinstance(content, Inline):
         member.plain(content.data)
-    elif isinstance(content, Region):
-        _region(member, content, sources)
+        return zlib.crc32(content.data)
+    if isinstance(content, Region):
+        crc32, found = _region(member, content, sources)
     else:
-        _member(member, content, sources)
+        crc32, found = _stream(member, content, sources)
+    label = content.label or content.path
+    if content.crc32 not in (None, crc32):
+        raise HostileInputError(f"{label}: its CRC-32 is {crc32:08x}, not {content.crc32:08x} as the archive says")
+    if content.recorded and content.recorded[1] != found:
+        algorithm, expected = content.recorded
+        raise HostileInputError(f"{label}: its {algorithm} is {found}, not {expected} as was recorded")
+    return crc32
 
 
-def _region(member: GzipMember, region: Region, sources: _Sources) -> None:
+def _region(member: GzipMember, region: Region, sources: _Sources) -> tuple[int, str]:
     descriptor, done = sources.open(region.path), 0
-    content = ContentHash(region.recorded[0] if region.recorded else None)
+    content = ContentHash(_algorithm(region))
     while done < region.size:
         data = os.pread(descriptor, min(_READ, region.size - done), region.offset + done)
         if not data:
@@ -81,24 +93,22 @@ def _region(member: GzipMember, region: Region, sources: _Sources) -> None:
         content.update(data)
         member.plain(data)
         done += len(data)
-    _check(region, *content.result())
+    return content.result()
 
 
-def _member(member: GzipMember, content: Member, sources: _Sources) -> None:
-    algorithm = content.recorded[0] if content.recorded else None
-    crc32, found = member.stream(
-        sources.open(content.path), content.offset, content.compressed_size, content.size, content.label, algorithm
+def _stream(member: GzipMember, content: Member, sources: _Sources) -> tuple[int, str]:
+    return member.stream(
+        sources.open(content.path),
+        content.offset,
+        content.compressed_size,
+        content.size,
+        content.label,
+        _algorithm(content),
     )
-    _check(content, crc32, found)
 
 
-def _check(content: Member | Region, crc32: int, found: str) -> None:
-    label = content.label or content.path
-    if content.crc32 not in (None, crc32):
-        raise HostileInputError(f"{label}: its CRC-32 is {crc32:08x}, not {content.crc32:08x} as the archive says")
-    if content.recorded and content.recorded[1] != found:
-        algorithm, expected = content.recorded
-        raise HostileInputError(f"{label}: its {algorithm} is {found}, not {expected} as was recorded")
+def _algorithm(content: Region | Member) -> str | None:
+    return content.recorded[0] if content.recorded else None
 
 
 class _Sources:

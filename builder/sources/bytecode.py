@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +27,7 @@ CHUNK_BYTES = 2 << 20
 """How many files, and bytes of source, one process compiles: a rule of the format."""
 MAX_SOURCE = 16 << 20
 """Larger files are data in Python's clothes and stay uncompiled: a rule of the format."""
+_IN_FLIGHT = 4
 _TIMEOUT = 900.0
 _LOADERS = ("usr/lib64/ld-linux-x86-64.so.2", "usr/lib/ld-linux-aarch64.so.1")
 _FRAME = struct.Struct("<LL")
@@ -95,22 +98,45 @@ class Compiled:
     size: int
 
 
-def compile_wheel(wheel: WheelFiles, interpreter: Interpreter, out: BinaryIO) -> tuple[Compiled, ...]:
-    """Compiles the modules of a wheel and appends their bytecode to `out`; a `.pyc` that the wheel brings itself stays."""
+def compile_wheel(
+    wheel: WheelFiles, interpreter: Interpreter, out: BinaryIO, executor: Executor
+) -> tuple[Compiled, ...]:
+    """Compiles the modules of a wheel and appends their bytecode to `out`; a `.pyc` that the wheel brings itself stays.
+
+    Processes run side by side in `executor`; what they write comes in the order of the sources.
+    """
     present = {file.entry.path for file in wheel.files}
     compiled: list[Compiled] = []
-    for chunk in _chunks(wheel):
-        for (name, _), data in zip(chunk, interpreter.compile(chunk), strict=True):
-            path = _cached(name.lstrip("/"), interpreter.version)
-            if data and path not in present:
-                compiled.append(Compiled(path, out.tell(), len(data)))
-                out.write(data)
+    for name, data in _in_order(_chunks(wheel), interpreter, executor):
+        path = _cached(name.lstrip("/"), interpreter.version)
+        if data and path not in present:
+            compiled.append(Compiled(path, out.tell(), len(data)))
+            out.write(data)
     return tuple(compiled)
 
 
 def entries(compiled: Sequence[Compiled], pack: Path) -> tuple[Entry, ...]:
     """The entries of bytecode that lies in the file `pack`."""
     return tuple(Entry(item.path, content=Region(pack, item.offset, item.size)) for item in compiled)
+
+
+def _in_order(
+    chunks: Iterator[list[tuple[str, bytes]]], interpreter: Interpreter, executor: Executor
+) -> Iterator[tuple[str, bytes]]:
+    """(path, bytecode) of every source, with a few chunks in flight, so that memory stays bounded."""
+    running: deque[tuple[list[str], Future[list[bytes]]]] = deque()
+    try:
+        for chunk in chunks:
+            running.append(([name for name, _ in chunk], executor.submit(interpreter.compile, chunk)))
+            if len(running) > _IN_FLIGHT:
+                names, future = running.popleft()
+                yield from zip(names, future.result(), strict=True)
+        while running:
+            names, future = running.popleft()
+            yield from zip(names, future.result(), strict=True)
+    finally:
+        for _, future in running:
+            future.cancel()
 
 
 def _chunks(wheel: WheelFiles) -> Iterator[list[tuple[str, bytes]]]:

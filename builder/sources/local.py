@@ -1,0 +1,143 @@
+"""The profile's own files: what a folder holds when it is locked, and the entries that it becomes."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.errors import BuilderError
+from builder.layers.merge import Origin
+from builder.layers.tar import Entry, Kind, Region
+from builder.lock import LockedLocal
+
+ALWAYS_EXCLUDED = (".git", "__pycache__", ".DS_Store")
+"""Names that are never copied: they differ between two checkouts of the same source."""
+_SPECIAL = "copy the file it stands for, or exclude it"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One item of a profile's `files`: `source` relative to the profile's folder, `to` absolute in the image (ending in `/`:
+    into that directory), `mode` as octal text for every file or None for 0755 or 0644 by the exec bit, `exclude` globs
+    over names and over paths relative to `source`."""
+
+    source: str
+    to: str
+    mode: str | None = None
+    exclude: tuple[str, ...] = ()
+
+
+def scan(root: Path, copies: Iterable[Copy]) -> tuple[LockedLocal, ...]:
+    """What the copies hold now, sorted by place in the image; every file is read and hashed.
+
+    Directories are walked; a symlink inside one stays a symlink if it leads to a place inside of it, and is an error if not.
+    Empty directories are not copied, as in git.
+    """
+    found: dict[str, LockedLocal] = {}
+    for copy in copies:
+        for local in _scan(root, copy):
+            if local.to in found and found[local.to] != local:
+                raise BuilderError(
+                    f"{found[local.to].source} and {local.source} both become {local.to}",
+                    hint="drop one, or give it another `to`",
+                )
+            found[local.to] = local
+    return tuple(sorted(found.values(), key=lambda local: local.to.encode()))
+
+
+def origins(root: Path, files: Sequence[LockedLocal]) -> tuple[Origin, ...]:
+    """The entries of locked files; their content is checked against the lock while it is packed."""
+    return tuple(Origin(file.source, (_entry(root, file),)) for file in files)
+
+
+def image_path(to: str) -> str:
+    """Where an absolute path of a profile lies in an image whose /bin, /sbin and /lib are links into /usr."""
+    path = to.strip("/")
+    top = path.partition("/")[0]
+    return f"usr/{path}" if top in ("bin", "sbin", "lib", "lib64") and path != top else path
+
+
+def _entry(root: Path, file: LockedLocal) -> Entry:
+    path = image_path(file.to)
+    if file.target is not None:
+        return Entry(path, Kind.SYMLINK, 0o777, linkname=file.target)
+    assert file.sha256 is not None
+    assert file.size is not None
+    content = Region(root / file.source, 0, file.size, file.source, recorded=("sha256", file.sha256))
+    return Entry(path, mode=int(file.mode, 8), content=content)
+
+
+def _scan(root: Path, copy: Copy) -> Iterator[LockedLocal]:
+    top = root / copy.source
+    try:
+        _check_inside(root, top, copy.source)
+        if top.is_dir():
+            for relative in _walk(top, "", copy.exclude):
+                to = f"{copy.to.rstrip('/')}/{relative}"
+                yield _local(top / relative, f"{copy.source.rstrip('/')}/{relative}", to, copy.mode, top)
+        else:
+            to = copy.to + top.name if copy.to.endswith("/") else copy.to
+            yield _local(top.resolve(strict=True), copy.source, to, copy.mode, top)
+    except OSError as error:
+        raise BuilderError(
+            f"files: {copy.source}: {error.strerror or error}", hint="correct `from` in the profile"
+        ) from error
+
+
+def _check_inside(root: Path, top: Path, source: str) -> None:
+    """A path that is written without `..` may not leave the profile's folder by a symlink."""
+    if ".." not in Path(source).parts and not top.resolve().is_relative_to(root.resolve()):
+        raise BuilderError(
+            f"files: {source} leads out of the profile's folder by a symlink, to {top.resolve()}",
+            hint="write the real path, with ../, if that is meant",
+        )
+
+
+def _walk(top: Path, below: str, exclude: Sequence[str]) -> Iterator[str]:
+    """Relative paths of all that is not a directory."""
+    with os.scandir(top / below) as listed:
+        items = sorted(listed, key=lambda item: os.fsencode(item.name))
+    for item in items:
+        relative = f"{below}/{item.name}" if below else item.name
+        if item.name in ALWAYS_EXCLUDED or _matches(relative, item.name, exclude):
+            continue
+        if item.is_dir(follow_symlinks=False):
+            yield from _walk(top, relative, exclude)
+        else:
+            yield relative
+
+
+def _matches(relative: str, name: str, exclude: Sequence[str]) -> bool:
+    return any(
+        fnmatch.fnmatchcase(name, pattern.rstrip("/")) or fnmatch.fnmatchcase(relative, pattern.strip("/"))
+        for pattern in exclude
+    )
+
+
+def _local(path: Path, source: str, to: str, mode: str | None, top: Path) -> LockedLocal:
+    try:
+        to.encode()
+    except UnicodeEncodeError as error:
+        raise BuilderError(f"files: {source!r}: its name is not UTF-8", hint="rename it, or exclude it") from error
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        return LockedLocal(to, source, "0777", target=_target(path, source, top))
+    if not stat.S_ISREG(status.st_mode):
+        raise BuilderError(f"files: {source} is neither a file, a directory nor a symlink", hint=_SPECIAL)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = os.fstat(file.fileno()).st_size
+    return LockedLocal(to, source, mode or ("0755" if status.st_mode & 0o100 else "0644"), digest, size)
+
+
+def _target(path: Path, source: str, top: Path) -> str:
+    target = os.readlink(path)
+    place = Path(os.path.normpath(path.parent / target))
+    if os.path.isabs(target) or not place.is_relative_to(top) or not path.resolve().is_relative_to(top.resolve()):
+        raise BuilderError(f"files: {source} is a symlink that leads out of {top.name}, to {target}", hint=_SPECIAL)
+    return target

@@ -1,0 +1,69 @@
+"""Wheels of the store become the entries of a layer, with bytecode that is compiled once for each wheel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder.layers.merge import Origin, merge
+from builder.layers.tar import Entry
+from builder.lock import FORMAT, LockedWheel
+from builder.oci import spec
+from builder.oci.digest import Digest
+from builder.plan import WheelLayer
+from builder.sources import bytecode, wheel
+from builder.sources.bytecode import Compiled, Interpreter
+from builder.store import Store
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """What bytecode needs: the interpreter, the digest of all that decides what it writes, and threads to run it in."""
+
+    interpreter: Interpreter
+    identity: Digest
+    executor: Executor
+
+
+def entries(layer: WheelLayer, store: Store, compiler: Compiler | None) -> tuple[Entry, ...]:
+    """All entries of a layer of wheels; the wheels are in the store."""
+    return merge(Origin(locked.file.path, _installed(locked, layer.python, store, compiler)) for locked in layer.wheels)
+
+
+def _installed(locked: LockedWheel, python: str, store: Store, compiler: Compiler | None) -> tuple[Entry, ...]:
+    path = store.path(locked.file.digest)
+    files = wheel.install(path, locked.file.path, locked.name, locked.version, python)
+    if compiler is None or not files.sources:
+        return wheel.with_record(files, ())
+    return wheel.with_record(files, _bytecode(locked, files, store, compiler))
+
+
+def _bytecode(locked: LockedWheel, files: wheel.WheelFiles, store: Store, compiler: Compiler) -> Sequence[Entry]:
+    """The wheel's bytecode, out of a pack in the store that is made if it is not there."""
+    identity = {"format": FORMAT, "wheel": locked.file.sha256, "compiler": str(compiler.identity)}
+    key = Digest.of(spec.encode(identity)).hex
+    with store.locked(f"bytecode-{key}"):
+        record = store.record("bytecode", key)
+        if record is None:
+            record = _compile(files, store, compiler)
+            store.put_record("bytecode", key, record)
+    pack = store.path(Digest.parse(record["objects"][0]))
+    return bytecode.entries([Compiled(*row) for row in record["files"]], pack)
+
+
+def _compile(files: wheel.WheelFiles, store: Store, compiler: Compiler) -> dict[str, Any]:
+    with store.temporary() as path:
+        with path.open("wb") as out:
+            compiled = bytecode.compile_wheel(files, compiler.interpreter, out, compiler.executor)
+        digest = _digest(path)
+        store.adopt(path, digest)
+    return {"objects": [str(digest)], "files": [[item.path, item.offset, item.size] for item in compiled]}
+
+
+def _digest(path: Path) -> Digest:
+    with path.open("rb") as file:
+        return Digest(hashlib.file_digest(file, "sha256").hexdigest())
