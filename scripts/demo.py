@@ -40,7 +40,7 @@ def main() -> int:
     run([build, "publish", "profiles/ocr.yaml"])
     run([build, "inspect", f"oci:{layout}"])
 
-    obstacle = why_not()
+    obstacle = why_not(layout)
     if obstacle:
         say(f"The image cannot be run here: {obstacle}. Where podman is, this runs it:")
         print(
@@ -53,13 +53,15 @@ def main() -> int:
         say(f"Unpacking the image into {root}")
         config = unpack(layout, root)
         say(f"Its entry point reads a picture that says {TEXT!r}")
-        (root / "picture.png").write_bytes(draw(TEXT))
-        printed = subprocess.run(enter(root, config, ["--once", "/picture.png"]), stdout=subprocess.PIPE, check=True)
+        once = enter(root, config, ["--once", "-"])
+        printed = subprocess.run(once, input=draw(TEXT), stdout=subprocess.PIPE, check=False)
+        if printed.returncode:
+            sys.exit(f"demo: the entry point ended with status {printed.returncode}")
         check(printed.stdout.decode().splitlines())
         say("As a service it reads the same picture by HTTP")
         with service(root, config) as port:
             answer = ask(port, "POST", "/ocr", draw(TEXT))
-            print(json.dumps(answer, indent=2))
+            print(json.dumps(answer))
             check(answer["text"])
     say(f"Done. The image is oci:{layout}")
     return 0
@@ -84,7 +86,7 @@ def check(lines: Sequence[str]) -> None:
         sys.exit(f"demo: it should have read {TEXT}")
 
 
-def why_not() -> str | None:
+def why_not(folder: Path) -> str | None:
     """What keeps an image from running here; None if nothing does."""
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         return f"this is {sys.platform} on {platform.machine()}"
@@ -92,14 +94,14 @@ def why_not() -> str | None:
         if not shutil.which(program):
             return f"there is no {program} (apt install {'tar' if program == 'tar' else 'util-linux mount'})"
     tried = subprocess.run(
-        [*namespaces(), "sh", "-c", "mount --bind / /mnt && mount --rbind /proc /mnt/proc"],
+        [*namespaces(), "sh", "-c", 'mount --bind "$1" "$1" && mount --rbind /proc "$1"', "sh", folder],
         capture_output=True,
         text=True,
         check=False,
     )
     if tried.returncode:
         who = "root may not make namespaces" if os.geteuid() == 0 else "user namespaces are not allowed"
-        return f"{who} ({tried.stderr.strip().splitlines()[-1]})"
+        return f"{who} ({tried.stderr.strip().splitlines()[0]})"
     return None
 
 

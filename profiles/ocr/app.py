@@ -3,8 +3,8 @@
     POST /ocr (or /)   a PNG or JPEG as the body -> {"text": [...], "lines": [{"text", "score", "box"}]}
     GET  /healthz      200 once the models are loaded, 503 before
 
-`app.py --once FILE` reads one picture, prints its text and ends. Settings come from `settings.json` beside this
-file; the environment variable PORT wins over its port.
+`app.py --once FILE` reads one picture (`-` is the standard input), prints its text and ends. Settings come from
+`settings.json` beside this file; the environment variable PORT wins over its port.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def main() -> int:
         return serve(reader, int(os.environ.get("PORT") or settings["port"]), settings["max-body"])
     reader.load()
     try:
-        lines = reader.read(Path(once).read_bytes())
+        lines = reader.read(sys.stdin.buffer.read() if once == "-" else Path(once).read_bytes())
     except BadPictureError as error:
         print(f"{once}: {error}", file=sys.stderr)
         return 1
