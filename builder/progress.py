@@ -146,7 +146,7 @@ class Terminal:
         if len(totals) == len(tasks):
             total = sum(totals)
             words.append(f"{min(100 * done // total, 100)}%" if total else "100%")
-            words.append(f"{_amount(done, unit)} of {_amount(total, unit)}")
+            words.append(f"{_amount(done, unit) if unit == 'B' else done} of {_amount(total, unit)}")
         else:
             total = 0
             words.append(_amount(done, unit) if done else f"{human_time(now - tasks[0].started)}")
@@ -223,7 +223,7 @@ class _Meter:
 
 def human_size(amount: float) -> str:
     """Bytes in decimal units: `999 B`, `1.2 kB`, `3.4 GB`."""
-    if abs(amount) < 1000:
+    if abs(amount) < 999.5:
         return f"{amount:.0f} B"
     for unit in ("kB", "MB", "GB"):
         amount /= 1000
