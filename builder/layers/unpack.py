@@ -1,4 +1,4 @@
-"""Entries become files: content read in pieces, and a tree written to an empty directory, for a program to run in it."""
+"""Entries become files: content read in pieces, and a tree written to an empty directory for a program to run in."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def unpack(entries: Iterable[Entry], directory: Path) -> None:
     """Writes entries below a directory, which is made and must be empty, as the current user.
 
     A parent that no entry names is made with mode 0755. Nothing is written through a symlink: an entry below one is
-    refused, as is a path that comes twice. Setuid and setgid are left out, times and owners are those of the moment.
+    refused, as is a path that comes twice. Symlinks that are absolute, or climb above the root, are made relative, so
+    that they stay in the directory. Setuid and setgid are left out, times and owners are those of the moment.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
@@ -57,7 +58,7 @@ def unpack(entries: Iterable[Entry], directory: Path) -> None:
                 path.mkdir(0o755)
                 modes.append((path, entry.mode))
             case Kind.SYMLINK:
-                path.symlink_to(entry.linkname)
+                path.symlink_to(_inside(entry.path, entry.linkname))
             case Kind.FILE:
                 _write(path, entry)
     for path, mode in reversed(modes):
@@ -73,6 +74,20 @@ def _parents(path: str, directory: Path, made: dict[str, Kind]) -> None:
     _parents(parent, directory, made)
     (directory / parent).mkdir(0o755)
     made[parent] = Kind.DIR
+
+
+def _inside(path: str, target: str) -> str:
+    """The target of a symlink as seen from the directory that stands for the root."""
+    above = path.split("/")[:-1]
+    parts = [] if target.startswith("/") else list(above)
+    climbs = target.startswith("/")
+    for part in target.split("/"):
+        if part == "..":
+            climbs = climbs or not parts
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join([".."] * len(above) + parts) or "." if climbs else target
 
 
 def _write(path: Path, entry: Entry) -> None:

@@ -1,0 +1,120 @@
+"""What maintainer scripts would have made and a root needs: made here, the same for everybody, where no package has it.
+
+* `/etc/passwd` and `/etc/group`: base-passwd's masters if it is there, else root and nobody; and in either case
+  `nonroot` (65532), because programs that ask for their user's name fail for a number without one.
+* `/etc/ssl/certs/ca-certificates.crt` if ca-certificates is there: all its certificates, sorted by path, and OpenSSL's
+  default file and folder as links to it. Hashed links are not made: every TLS library of Debian reads the bundle.
+* `/etc/ld.so.conf` and the folder that it includes. No cache: the paths of Debian are built into the loader.
+* `/etc/nsswitch.conf`, so that `/etc/hosts` is asked before the name server.
+* `/usr/bin/python3`, a link to the image's interpreter.
+* The folders of a running system, and `/var/run` and `/var/lock`. `/tmp` is open to all, `/root` to root.
+
+Not made: links of alternatives (`awk`, `pager`, `editor`: a root needs none, and a profile can add its own), users of
+daemons, hostname, hosts and resolv.conf (the container runtime puts these), caches of fonts, icons or modules.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Collection, Iterator, Mapping
+
+from builder.errors import BuilderError
+from builder.layers.tar import Entry, Inline, Kind
+from builder.layers.unpack import chunks
+
+_PASSWD = "root:*:0:0:root:/root:/bin/sh\nnobody:*:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+_GROUP = "root:*:0:\nnogroup:*:65534:\n"
+_NONROOT_USER = "nonroot:*:65532:65532:nonroot:/nonexistent:/usr/sbin/nologin\n"
+_NONROOT_GROUP = "nonroot:*:65532:\n"
+_CERTIFICATES = "usr/share/ca-certificates/"
+_BUNDLE = "etc/ssl/certs/ca-certificates.crt"
+_NSSWITCH_MASTERS = ("usr/share/libc-bin/nsswitch.conf", "usr/share/base-files/nsswitch.conf")
+_NSSWITCH = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n"
+_DIRS = {
+    "dev": 0o755,
+    "etc": 0o755,
+    "home": 0o755,
+    "mnt": 0o755,
+    "opt": 0o755,
+    "proc": 0o755,
+    "root": 0o700,
+    "run": 0o755,
+    "run/lock": 0o1777,
+    "srv": 0o755,
+    "sys": 0o755,
+    "tmp": 0o1777,
+    "usr": 0o755,
+    "usr/local": 0o755,
+    "var": 0o755,
+    "var/tmp": 0o1777,
+}
+
+
+def made(paths: Mapping[str, Entry], packages: Collection[str], executable: str | None) -> Iterator[Entry]:
+    """The entries to add to those that packages have (by path). `packages` holds the names of what is there;
+    `executable` is the interpreter's absolute path, and an error if nothing is there."""
+    for path, mode in _DIRS.items():
+        if path not in paths or paths[path].kind is Kind.DIR:
+            yield Entry(path, Kind.DIR, mode)
+    found = (*_accounts(paths), *_certificates(paths, packages), *_loader(paths), *_names(paths, packages))
+    links = (_link("var/run", "/run"), _link("var/lock", "/run/lock"), *_python(paths, executable))
+    for entry in (*found, *links):
+        if entry.path not in paths:
+            yield entry
+
+
+def _accounts(paths: Mapping[str, Entry]) -> Iterator[Entry]:
+    for name, default, nonroot in (("passwd", _PASSWD, _NONROOT_USER), ("group", _GROUP, _NONROOT_GROUP)):
+        master = _content(paths, f"usr/share/base-passwd/{name}.master")
+        yield _file(f"etc/{name}", (default.encode() if master is None else _ended(master)) + nonroot.encode())
+
+
+def _certificates(paths: Mapping[str, Entry], packages: Collection[str]) -> Iterator[Entry]:
+    if "ca-certificates" not in packages:
+        return
+    names = sorted((path for path in paths if path.startswith(_CERTIFICATES) and path.endswith(".crt")), key=str.encode)
+    yield _file(_BUNDLE, b"".join(_ended(_content(paths, name) or b"") for name in names))
+    yield _link("usr/lib/ssl/cert.pem", f"/{_BUNDLE}")
+    yield _link("usr/lib/ssl/certs", "/etc/ssl/certs")
+
+
+def _loader(paths: Mapping[str, Entry]) -> Iterator[Entry]:
+    yield _file("etc/ld.so.conf", b"include /etc/ld.so.conf.d/*.conf\n")
+    if "etc/ld.so.conf.d" not in paths:
+        yield Entry("etc/ld.so.conf.d", Kind.DIR, 0o755)
+
+
+def _names(paths: Mapping[str, Entry], packages: Collection[str]) -> Iterator[Entry]:
+    if "libc6" in packages:
+        masters = (master for path in _NSSWITCH_MASTERS if (master := _content(paths, path)) is not None)
+        yield _file("etc/nsswitch.conf", next(masters, _NSSWITCH.encode()))
+
+
+def _python(paths: Mapping[str, Entry], executable: str | None) -> Iterator[Entry]:
+    if executable is None:
+        return
+    path = executable.lstrip("/")
+    if path not in paths:
+        raise BuilderError(
+            f"none of the Debian packages has the interpreter {executable}",
+            hint="add the package that has it (`python3.11` has /usr/bin/python3.11), or correct python.version",
+        )
+    if path != "usr/bin/python3":
+        yield _link("usr/bin/python3", posixpath.relpath(f"/{path}", "/usr/bin"))
+
+
+def _content(paths: Mapping[str, Entry], path: str) -> bytes | None:
+    entry = paths.get(path)
+    return b"".join(chunks(entry.content)) if entry is not None and entry.kind is Kind.FILE else None
+
+
+def _ended(data: bytes) -> bytes:
+    return data if data.endswith(b"\n") or not data else data + b"\n"
+
+
+def _file(path: str, data: bytes) -> Entry:
+    return Entry(path, content=Inline(data))
+
+
+def _link(path: str, target: str) -> Entry:
+    return Entry(path, Kind.SYMLINK, 0o777, linkname=target)
