@@ -231,11 +231,7 @@ class _Choice:
             allowed = self.hashes.get(package.name, frozenset())
             candidates = [found for found in candidates if found.wheel.hashes.get("sha256") in allowed]
             if not candidates:
-                why = (
-                    "none of its wheels has a hash that is given for it"
-                    if allowed
-                    else "has no --hash, others have one"
-                )
+                why = "no wheel of it has a given hash" if allowed else "has no --hash, but others have"
                 raise _UnusableError(f"{title}: {why}")
         return self._entry(package, self._best(package, candidates), title)
 

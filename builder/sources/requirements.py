@@ -15,14 +15,17 @@ from packaging.utils import canonicalize_name
 from builder.errors import BuilderError
 from builder.oci.digest import Digest
 from builder.oci.spec import encode
+from builder.sources.indexes import redact
 
 _INDEX_OPTIONS = ("-i", "--index-url", "--extra-index-url", "--no-index", "-f", "--find-links", "--trusted-host")
 _WHEELS_ONLY = ("--only-binary", "--prefer-binary")
 _COMMENT = re.compile(r"(^|\s)#.*$")
-_PATH = re.compile(r"[./~]|\w+:/|(git|hg|svn|bzr)\+|.*\.(whl|zip|tar\.gz)$")
+_PATH = re.compile(r"[./~].*|\w+:/.*|(git|hg|svn|bzr)\+.*|[^@;]*\.(whl|zip|tgz|tar\.\w+)")
 
 
 class Kind(StrEnum):
+    """What a profile's requirements are written in."""
+
     LIST = "requirements"
     PYLOCK = "pylock.toml"
     UV_LOCK = "uv.lock"
@@ -97,7 +100,7 @@ def read_list(requirements: Requirements) -> RequirementList:
     """The requirements of a profile; raises `BuilderError` that names everything that cannot be used in them."""
     reader = _Reader()
     for line in requirements.lines:
-        reader.read_line(line, f"requirement {line!r}", None)
+        reader.read_line(line, f"requirement {redact(line)!r}", None)
     if requirements.file is not None:
         reader.read_file(requirements.file, constraint=False)
     return reader.result()
@@ -152,7 +155,7 @@ class _Reader:
         match = re.match(r"(--[\w-]+|-\w)(?:\s*=\s*|\s*)(.*)$", line)
         name, value = (match[1], match[2].strip()) if match else (line, "")
         if name in ("-r", "--requirement", "-c", "--constraint") and value and file is not None:
-            if _PATH.match(value) and "://" in value:
+            if "://" in value:
                 self.problems.append(f"{where}: a requirements file cannot be taken from the network")
             else:
                 self.read_file(file.parent / value, constraint=constraint or name in ("-c", "--constraint"))
@@ -172,13 +175,13 @@ class _Reader:
 
     def _requirement(self, line: str, where: str, constraint: bool) -> None:
         text, *options = re.split(r"\s+(?=--)", line)
+        if _PATH.fullmatch(text):
+            self.problems.append(f"{where}: {_DIRECT}")
+            return
         try:
             requirement = Requirement(text)
         except InvalidRequirement as error:
-            if _PATH.match(text):
-                self.problems.append(f"{where}: {_DIRECT}")
-            else:
-                self.problems.append(f"{where}: {str(error).splitlines()[0]}")
+            self.problems.append(f"{where}: {redact(text)!r}: {str(error).splitlines()[0]}")
             return
         if requirement.url is not None:
             self.problems.append(f"{where}: {requirement.name}: {_DIRECT}")
