@@ -58,7 +58,7 @@ class Client:
 
     def get(self, url: str, *, headers: Mapping[str, str] | None = None, limit: int = 64 << 20) -> bytes:
         """The body of a small document, at most `limit` bytes. Raises `NotFoundError` or another `FetchError`."""
-        if urlsplit(url).scheme == "file":
+        if is_local(url):
             return _read_file(url, limit)
 
         def attempt() -> bytes:
@@ -116,7 +116,7 @@ class Client:
                 return response
             response.drain_conn()
             response.release_conn()
-            target = urlsplit(urljoin(url, location))
+            target = _web_address(_joined(url, location))
             if parts.scheme == "https" and target.scheme != "https":
                 raise FetchError(f"{redact(url)}: redirects to the unencrypted address {redact(target.geturl())}")
             if (target.scheme, target.hostname, target.port) != (parts.scheme, parts.hostname, parts.port):
@@ -196,6 +196,11 @@ def redact(url: str) -> str:
         return "(an address that cannot be read)"
 
 
+def is_local(url: str) -> bool:
+    """Whether a URL names a file of this machine."""
+    return url.startswith("file:")
+
+
 def file_of(url: str) -> Path:
     """The local file that a `file:` URL names."""
     return Path(unquote(urlsplit(url).path))
@@ -239,6 +244,13 @@ def _web_address(url: str) -> SplitResult:
 
 def _host(parts: SplitResult) -> str:
     return parts.netloc.rpartition("@")[2]
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise FetchError(f"{redact(url)}: redirects to what is no address") from error
 
 
 def _basic(parts: SplitResult) -> str:
@@ -303,12 +315,12 @@ def _translated(error: broken.HTTPError, shown: str, network: Network) -> FetchE
             return FetchError(f"{shown}: no encrypted connection: {_root(error)}")
         case broken.NameResolutionError():
             return TransientError(f"{shown}: the name of the host cannot be resolved")
+        case broken.NewConnectionError():
+            return TransientError(f"{shown}: no connection: {_reason(error)}")  # urllib3 counts it as a timeout, too
         case broken.ConnectTimeoutError():
             return TransientError(f"{shown}: no connection within {network.connect_timeout:g} s")
         case broken.ReadTimeoutError():
             return TransientError(f"{shown}: no data for {network.read_timeout:g} s")
-        case broken.NewConnectionError():
-            return TransientError(f"{shown}: no connection: {_reason(error)}")
         case broken.ProtocolError():
             return TransientError(f"{shown}: the connection broke before the end")
         case broken.LocationValueError():

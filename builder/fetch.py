@@ -7,9 +7,8 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
-from builder.client import Client, NotFoundError, TransientError, file_of, redact
+from builder.client import Client, NotFoundError, TransientError, file_of, is_local, redact
 from builder.errors import BuilderError, FetchError, OfflineError, StoreError
 from builder.lock import LockedFile
 from builder.oci.digest import Digest
@@ -111,7 +110,7 @@ class Fetcher:
             tried.append(error)
 
     def _fetch_from(self, place: str, file: LockedFile, lane: Lane) -> None:
-        if urlsplit(place).scheme == "file":
+        if is_local(place):
             self._copy(file_of(place), file, lane)
             return
         path = self._store.partial(file.digest)
@@ -156,7 +155,7 @@ class Fetcher:
         lane = Lane(self._client, threading.BoundedSemaphore(1), 1, lambda _: None, Stop())
         for mirror in self._mirrors:
             for place in _in_mirror(mirror, file.digest):
-                if urlsplit(place).scheme == "file":
+                if is_local(place):
                     try:
                         self._copy(file_of(place), file, lane)
                         return True
@@ -183,9 +182,9 @@ class Fetcher:
 
 def _in_mirror(mirror: str, digest: Digest) -> tuple[str, ...]:
     """Addresses of an object in a mirror; a folder may also be a store, which spreads objects over subfolders."""
-    if urlsplit(mirror).scheme in ("http", "https"):
+    if mirror.startswith(("http://", "https://")):
         return (f"{mirror.rstrip('/')}/sha256/{digest.hex}",)
-    folder = file_of(mirror) if urlsplit(mirror).scheme == "file" else Path(mirror).expanduser().absolute()
+    folder = file_of(mirror) if is_local(mirror) else Path(mirror).expanduser().absolute()
     flat, spread = folder / "sha256" / digest.hex, folder / "sha256" / digest.hex[:2] / digest.hex
     return flat.as_uri(), spread.as_uri()
 
