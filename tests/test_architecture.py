@@ -23,9 +23,9 @@ FLOORS = (
     ("oci",),
     ("layers",),
     ("soci",),
-    ("nodes", "parallel", "process", "progress", "render", "settings", "store"),
-    ("client", "jsonnodes", "yamlnodes"),
-    ("documents", "transfer"),
+    ("documents", "parallel", "process", "progress", "render", "settings", "store"),
+    ("client",),
+    ("transfer",),
     ("profile",),
     ("lock",),
     ("fetch", "plan"),
@@ -36,10 +36,7 @@ FLOORS = (
 """The modules and packages directly below `builder`, lowest first. A module imports from lower floors and, in a
 package, from its neighbours; the rooms of one floor never import one another."""
 
-PURE = (
-    *("documents", "jsonnodes", "lock", "nodes", "plan", "profile", "yamlnodes"),
-    *("layers.tar", "oci.digest", "oci.spec", "soci"),
-)
+PURE = ("documents", "lock", "plan", "profile", "layers.tar", "oci.digest", "oci.spec", "soci")
 IMPURE_IMPORTS = {"os", "random", "socket", "subprocess", "time"}
 
 NETWORK = ("client", "fetch", "transfer")
