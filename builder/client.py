@@ -6,6 +6,7 @@ import base64
 import email.utils
 import ipaddress
 import random
+import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -302,13 +303,15 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _translated(error: broken.HTTPError, shown: str, network: Network) -> FetchError:
     match error:
-        case broken.ProxyError():
-            return TransientError(f"{shown}: the proxy cannot be reached", hint="check HTTPS_PROXY and HTTP_PROXY")
-        case broken.SSLError() if _is_certificate(error):
+        case broken.ProxyError() | broken.SSLError() if isinstance(_root(error), ssl.SSLCertVerificationError):
             return FetchError(
                 f"{shown}: its certificate is not trusted: {_root(error)}",
                 hint="name a file with the right certificates in SSL_CERT_FILE",
             )
+        case broken.ProxyError():
+            kind = FetchError if re.search(r"failed: 4\d\d ", str(_root(error))) else TransientError
+            hint = "check HTTPS_PROXY and HTTP_PROXY, and the user and password in them"
+            return kind(f"{shown}: the proxy gives no connection: {_root(error)}", hint=hint)
         case broken.SSLError() if isinstance(_root(error), (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
             return TransientError(f"{shown}: the connection broke")
         case broken.SSLError():
@@ -327,10 +330,6 @@ def _translated(error: broken.HTTPError, shown: str, network: Network) -> FetchE
             return FetchError(f"{shown}: not an address that can be asked")
         case _:
             return TransientError(f"{shown}: {type(error).__name__}")
-
-
-def _is_certificate(error: BaseException) -> bool:
-    return isinstance(_root(error), ssl.SSLCertVerificationError)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -26,7 +26,10 @@ class Origins(Protocol):
     """Knows where the user's configuration says that an origin is."""
 
     def urls(self, file: LockedFile) -> Iterable[str]:
-        """Addresses (`http`, `https` or `file`) of a file, the best first; asked for one by one, when needed."""
+        """Addresses (`http`, `https` or `file`) of a file, the best first; asked for one by one, when needed.
+
+        May raise `FetchError`. Several threads call it at once, for different files.
+        """
 
 
 class Fetcher:
@@ -184,7 +187,7 @@ def _in_mirror(mirror: str, digest: Digest) -> tuple[str, ...]:
     """Addresses of an object in a mirror; a folder may also be a store, which spreads objects over subfolders."""
     if mirror.startswith(("http://", "https://")):
         return (f"{mirror.rstrip('/')}/sha256/{digest.hex}",)
-    folder = file_of(mirror) if is_local(mirror) else Path(mirror).expanduser().absolute()
+    folder = file_of(mirror) if is_local(mirror) else Path(mirror).absolute()
     flat, spread = folder / "sha256" / digest.hex, folder / "sha256" / digest.hex[:2] / digest.hex
     return flat.as_uri(), spread.as_uri()
 

@@ -22,7 +22,13 @@ from typing import Any
 from builder.errors import UsageError
 
 _NAME = "layerwright"
-_KEYS = ("jobs", "mirrors", "offline", "origins", "store")
+_KINDS = {
+    "jobs": "a number",
+    "mirrors": "a list of folders and URLs",
+    "offline": "true or false",
+    "origins": "a table",
+    "store": "an absolute path",
+}
 _MAX_JOBS = 64
 
 
@@ -85,7 +91,10 @@ class Settings:
             raise UsageError(f"{file}: these settings cannot be used:{lines}", hint="correct the file, or remove it")
         return cls(
             store=_store(document, environ, home),
-            mirrors=(*_words(environ, "LAYERWRIGHT_MIRRORS"), *document.get("mirrors", ())),
+            mirrors=tuple(
+                str(home / mirror[2:]) if mirror.startswith("~/") else mirror
+                for mirror in (*environ.get("LAYERWRIGHT_MIRRORS", "").split(), *document.get("mirrors", ()))
+            ),
             origins={name: _listed(value) for name, value in document.get("origins", {}).items()},
             offline=_flag(environ, "LAYERWRIGHT_OFFLINE", document.get("offline", False)),
             jobs=_number(environ, "LAYERWRIGHT_JOBS", document.get("jobs", 8)),
@@ -106,7 +115,7 @@ def _problems(document: Mapping[str, object]) -> list[str]:
     for key, value in document.items():
         match key, value:
             case "jobs", bool():
-                problems.append("jobs: expected a number")
+                problems.append(f"jobs: expected a number, found {value!r}")
             case "jobs", int():
                 if not 1 <= value <= _MAX_JOBS:
                     problems.append(f"jobs: expected 1 to {_MAX_JOBS}, found {value}")
@@ -124,11 +133,10 @@ def _problems(document: Mapping[str, object]) -> list[str]:
                     for name, item in value.items()
                     if not all(isinstance(address, str) for address in _listed(item))
                 )
-            case _ if key in _KEYS:
-                kind = {"jobs": "number", "mirrors": "list", "offline": "true or false", "origins": "table"}
-                problems.append(f"{key}: expected a {kind.get(key, 'text')}, found {value!r}")
+            case _ if key in _KINDS:
+                problems.append(f"{key}: expected {_KINDS[key]}, found {value!r}")
             case _:
-                close = difflib.get_close_matches(key, _KEYS, 1)
+                close = difflib.get_close_matches(key, _KINDS, 1)
                 problems.append(f"{key}: no such setting" + (f" (did you mean {close[0]}?)" if close else ""))
     return problems
 
@@ -147,10 +155,6 @@ def _base(environ: Mapping[str, str], variable: str, default: Path) -> Path:
     """A base directory; the XDG specification says that a relative one is to be ignored."""
     named = Path(environ.get(variable, ""))
     return named if named.is_absolute() else default
-
-
-def _words(environ: Mapping[str, str], variable: str) -> tuple[str, ...]:
-    return tuple(environ.get(variable, "").split())
 
 
 def _flag(environ: Mapping[str, str], variable: str, default: bool) -> bool:

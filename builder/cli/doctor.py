@@ -219,14 +219,14 @@ def _index(context: Context, online: bool) -> Iterator[Finding]:
 
 
 def _mirrors(context: Context, online: bool) -> Iterator[Finding]:
-    from builder.client import redact
+    from builder.client import file_of, is_local, redact
 
     for mirror in context.settings.mirrors:
         if mirror.startswith(("http://", "https://")):
             yield Finding("mirror", State.OK, redact(mirror))
             if online:
                 yield _answer(context, "mirror", mirror)
-        elif Path(mirror.removeprefix("file://")).expanduser().is_dir():
+        elif (file_of(mirror) if is_local(mirror) else Path(mirror)).is_dir():
             yield Finding("mirror", State.OK, mirror)
         else:
             yield Finding("mirror", State.WARNING, f"{mirror}: no such folder", "correct or remove it in the settings")
