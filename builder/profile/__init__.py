@@ -1,0 +1,58 @@
+"""The profile: what the user asks for, read strictly from YAML and merged with what it extends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.documents import Mode, Problems, Size
+from builder.documents.loading import convert
+from builder.profile.extends import Include, merge
+from builder.profile.forms import PYTHON_OF, Port
+from builder.profile.model import Base, File, Image, Profile, Publish, Python, Soci, Template
+from builder.profile.starter import starter
+
+__all__ = [
+    "PYTHON_OF",
+    "Base",
+    "File",
+    "Image",
+    "Include",
+    "LoadedProfile",
+    "Mode",
+    "Port",
+    "Profile",
+    "Publish",
+    "Python",
+    "Size",
+    "Soci",
+    "Template",
+    "read",
+    "starter",
+]
+
+
+@dataclass(frozen=True)
+class LoadedProfile:
+    """A profile with the file it came from; all paths in it are relative to `root`, that file's folder. `includes` has
+    the profiles that it extends, the lowest first."""
+
+    profile: Profile
+    path: Path
+    includes: tuple[Include, ...]
+
+    @property
+    def root(self) -> Path:
+        return self.path.parent
+
+
+def read(path: Path) -> LoadedProfile:
+    """Reads the profile at `path` and all that it extends; raises `DocumentError` with everything that is wrong."""
+    problems = Problems()
+    merged = merge(path, Profile, problems)
+    profile = None
+    if merged.node is not None:
+        profile = convert(Profile, merged.node, problems, local=merged.local, partial=merged.partial)
+    problems.check()
+    assert isinstance(profile, Profile)
+    return LoadedProfile(profile, path, merged.includes)

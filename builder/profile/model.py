@@ -1,0 +1,255 @@
+"""What a profile says, as a value: frozen, complete, and checked where it was read."""
+
+# ruff: noqa: RUF009 (`field` makes a field, and the defaults are frozen)
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from builder.documents import Mode, Range, Size, dump, field
+from builder.oci import spec
+from builder.oci.digest import Digest
+from builder.profile.forms import (
+    PYTHON_OF,
+    Destination,
+    EnvName,
+    EnvValue,
+    Glob,
+    ImageFile,
+    ImagePath,
+    LabelName,
+    LocalPath,
+    Name,
+    Package,
+    Platform,
+    Port,
+    PythonVersion,
+    Requirement,
+    RequirementsFile,
+    StopSignal,
+    Suite,
+    User,
+    ValueName,
+)
+
+_Complaints = Iterator[tuple[tuple[str | int, ...], str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The operating system below everything else, composed from Debian packages without running any script of them."""
+
+    later: ClassVar[tuple[str, ...]] = ("image", "nix")
+
+    debian: Suite = field(doc="The Debian suite that packages come from.", example="bookworm")
+    packages: tuple[Package, ...] = field(
+        doc="Debian packages that the image needs, beside those that Python itself needs; "
+        "what they depend on comes with them.",
+        default=(),
+        unique=True,
+        example=["libgl1"],
+    )
+    skip: tuple[Package, ...] = field(
+        doc="Packages that are left out even where something depends on them, beside those that only maintainer "
+        "scripts need.",
+        default=(),
+        unique=True,
+        example=["libx11-data"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Python:
+    """The image's Python and its packages, wheels only, all in one virtual environment at `/opt/venv`."""
+
+    version: PythonVersion = field(
+        doc=f"The version of Python: {', '.join(f'{v} on {suite}' for suite, v in PYTHON_OF.items())}.", example="3.11"
+    )
+    requirements: tuple[Requirement, ...] | RequirementsFile = field(
+        doc="Python packages: a list of requirements (PEP 508), or the name of a file `*.txt` (pip's requirements), "
+        "`pylock.toml` or `uv.lock`.",
+        default=(),
+        unique=True,
+        example=["numpy>=2", "flask"],
+    )
+    bytecode: Literal["auto", True, False] = field(
+        doc="Whether modules are compiled by the image's own interpreter when the image is made. `auto` compiles where "
+        "that interpreter runs on the building machine.",
+        default="auto",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file or a folder that goes into the image."""
+
+    source: LocalPath = field(
+        name="from", doc="A file or folder, relative to the folder of the profile that says so.", example="app"
+    )
+    to: ImagePath = field(doc="Where it is in the image. A folder's content appears below it.", example="/app")
+    mode: Mode | None = field(
+        doc='The permissions of the file, or of each file of the folder. Without it: `"0755"` for what its owner may '
+        'execute, else `"0644"`.',
+        default=None,
+        example="0755",
+    )
+    exclude: tuple[Glob, ...] = field(
+        doc="Patterns of what is left out of a folder, matched against paths relative to it.",
+        default=(),
+        unique=True,
+        example=["tests/*", "*.pyc"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A file that is rendered with `values` (Jinja; an undefined name is an error) and goes into the image."""
+
+    source: LocalPath = field(
+        name="from", doc="The template, relative to the folder of the profile that says so.", example="serve.sh.j2"
+    )
+    to: ImageFile = field(doc="Where the rendered file is in the image.", example="/app/serve.sh")
+    mode: Mode = field(doc="Its permissions.", default=Mode(0o644), example="0755")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """How a container of the image starts, and what it says of itself (image-spec, config.md)."""
+
+    entrypoint: tuple[EnvValue, ...] = field(
+        doc="The program and its first arguments.", default=(), whole=True, example=["python", "/app/main.py"]
+    )
+    cmd: tuple[EnvValue, ...] = field(
+        doc="Further arguments, which whoever starts a container may replace.", default=(), whole=True
+    )
+    env: tuple[tuple[EnvName, EnvValue], ...] = field(
+        doc="Environment variables. `PATH` is set, with the virtual environment first, unless it is given here.",
+        default=(),
+        example={"LOG_LEVEL": "info"},
+    )
+    user: User = field(
+        doc="The user that the program runs as, and its group; root if there is none.",
+        default="",
+        example="65532:65532",
+    )
+    workdir: ImagePath = field(doc="The working directory.", default="", example="/app")
+    ports: tuple[Port, ...] = field(
+        doc="Ports that the program listens on; `tcp` unless it says `/udp`.",
+        default=(),
+        unique=True,
+        example=[8080, "9000/udp"],
+    )
+    labels: tuple[tuple[LabelName, EnvValue], ...] = field(
+        doc="Labels of the image.", default=(), example={"org.opencontainers.image.title": "My service"}
+    )
+    stop_signal: StopSignal = field(
+        name="stop-signal", doc="The signal that asks the program to end.", default="", example="SIGTERM"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soci:
+    """The SOCI index, with which a node starts the image before it has pulled it."""
+
+    enabled: bool = field(doc="Whether an index is made.", default=True)
+    span_size: Annotated[Size, Range(64 << 10, 1 << 30, "a size from 64KiB to 1GiB")] = field(
+        name="span-size", doc="How much of a layer is fetched at a time, before compression.", default=Size(4 << 20)
+    )
+    min_layer_size: Size = field(
+        name="min-layer-size", doc="Layers smaller than this are pulled as a whole.", default=Size(10 << 20)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publish:
+    """What is made for whoever pulls the image, and where it goes."""
+
+    soci: Soci = field(
+        doc="The SOCI index; `false` stands for `{enabled: false}`.",
+        default=Soci(),
+        short={False: Soci(enabled=False), True: Soci()},
+    )
+    to: Destination | None = field(
+        doc="Where `build publish` publishes to when it is not told: `oci:DIR[:TAG]`, an OCI layout; `DIR` is relative "
+        "to the folder of the profile that says so.",
+        default=None,
+        example="oci:out/app",
+    )
+
+
+def _python_stands_on_debian(base: Base | None, python: Python | None) -> _Complaints:
+    if python is None:
+        return
+    if base is None:
+        yield (), 'python needs a Debian to stand on: add base: {debian: bookworm}, which has Python "3.11"'
+        return
+    version = PYTHON_OF[base.debian]
+    if python.version != version:
+        other = next((suite for suite, its in PYTHON_OF.items() if its == python.version), None)
+        choice = f', or base.debian: {other}, which has "{python.version}"' if other else ""
+        yield ("python", "version"), f'{base.debian} has Python {version}: write "{version}"{choice}'
+
+
+def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
+    first: dict[str, int] = {}
+    for index, template in enumerate(templates):
+        if first.setdefault(template.to, index) != index:
+            where = f"templates[{first[template.to]}]"
+            yield ("templates", index, "to"), f"two templates cannot be the same file: {where} is {template.to} too"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What an image is made of and how it starts."""
+
+    later: ClassVar[tuple[str, ...]] = ("cuda", "models", "nix")
+    checks: ClassVar = (_python_stands_on_debian, _templates_do_not_collide)
+
+    version: Literal[1] = field(name="profile", doc="The version of this language; each profile says it.", example=1)
+    name: Name = field(doc="The name of the image, of its lock and of what is published.", example="sdxl-turbo")
+    extends: tuple[LocalPath, ...] = field(
+        doc="Profiles that this one is laid over, relative to its own folder; see below.",
+        default=(),
+        unique=True,
+        example=["base/python.yaml"],
+    )
+    platforms: tuple[Platform, ...] = field(
+        doc="What the image is made for; each platform is made on any machine.",
+        default=(spec.Platform("linux", "amd64"),),
+        unique=True,
+        example=["linux/amd64", "linux/arm64"],
+    )
+    base: Base | None = field(doc="The operating system.", default=None)
+    python: Python | None = field(doc="Python and its packages.", default=None)
+    files: tuple[File, ...] = field(doc="Files of your own.", default=())
+    templates: tuple[Template, ...] = field(doc="Files of your own that are rendered first.", default=())
+    values: Mapping[ValueName, Any] = field(
+        doc="What templates can use, by name: text, numbers, true or false, lists, mappings. Templates can also use "
+        "`name`, the profile's name.",
+        default_factory=dict,
+        example={"port": 8080, "workers": 2},
+    )
+    image: Image = field(doc="How a container starts.", default=Image())
+    publish: Publish = field(doc="What is published.", default=Publish())
+
+    @property
+    def digest(self) -> Digest:
+        """The digest of what this profile asks for: comments, how it is split into files, and `publish.to` do not
+        count, because no byte of an image depends on them."""
+        plain = replace(self, extends=(), publish=replace(self.publish, to=None))
+        document = dump(plain) | {"values": _ordered(self.values)}
+        return Digest.of(spec.encode(document))
+
+    @property
+    def template_values(self) -> Mapping[str, Any]:
+        """The names that templates can use."""
+        return {**self.values, "name": self.name}
+
+
+def _ordered(value: Any) -> Any:
+    """Mappings as pairs: templates see their order, so that it counts."""
+    if isinstance(value, Mapping):
+        return {"pairs": [[key, _ordered(item)] for key, item in value.items()]}
+    return [_ordered(item) for item in value] if isinstance(value, list) else value
