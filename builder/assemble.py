@@ -96,10 +96,10 @@ def assemble(plan: Plan, store: Store, fetcher: Fetcher, folder: Folder, progres
         return Assembled(plan.name, images, _documents(images, plan, store))
 
 
-def known_layers(plan: Plan, store: Store) -> frozenset[Layer]:
+def known_layers(plan: Plan, store: Store) -> dict[Layer, BuiltLayer]:
     """The layers of a plan that the store has already."""
     layers = (layer for platform in plan.platforms for layer in platform.layers)
-    return frozenset(layer for layer in layers if _known(layer, plan, store))
+    return {layer: found for layer in layers if (found := _known(layer, plan, store))}
 
 
 def _known(layer: Layer, plan: Plan, store: Store, packed: bool = False) -> BuiltLayer | None:

@@ -6,11 +6,24 @@ input is an origin and a path, and the user's configuration says where an origin
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+from builder import documents
+from builder.errors import BuilderError
 
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_MODE = re.compile(r"0[0-7]{3,4}")
+_WHEEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*\.whl")
 
 FORMAT = 1
 """The number of the rules that turn a lock into bytes. A change of any output byte raises it."""
@@ -152,3 +165,98 @@ class Lock:
     image: Execution = field(default_factory=Execution)
     soci: SociSettings = field(default_factory=SociSettings)
     format: int = FORMAT
+
+
+class LockError(BuilderError):
+    """A lock file is not one that Layerwright wrote."""
+
+    hint = "take it from version control again, or delete it and run `build lock`"
+
+
+def encode(lock: Lock) -> str:
+    """The text of a lock file: equal locks have equal text."""
+    return json.dumps(documents.dump(lock), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+def parse(text: str, file: str) -> Lock:
+    """The lock in the text of `file`.
+
+    Raises `LockError` for a lock of a newer version, one that contradicts itself, and one that is not in the form that
+    `encode` writes; `DocumentError` with every key and type that is wrong.
+    """
+    _check_format(text, file)
+    lock = documents.load_json(Lock, text, file)
+    problems = list(_problems(lock))
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise LockError(f"{file}: these entries cannot be right:{lines}")
+    if encode(lock) != text:
+        raise LockError(f"{file}: it was edited by hand: it is not in the form that `build lock` writes")
+    return lock
+
+
+def _check_format(text: str, file: str) -> None:
+    """A lock of a later format may have keys that this version does not know; that is not the user's mistake."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    found = document.get("format") if isinstance(document, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise LockError(
+            f"{file}: it was made by a newer Layerwright, for format {found}; this one knows formats up to {FORMAT}",
+            hint="upgrade Layerwright: pip install --upgrade layerwright",
+        )
+
+
+def _problems(lock: Lock) -> Iterator[str]:
+    """What no lock of ours ever says."""
+    if lock.format != FORMAT:
+        yield f"$.format: {lock.format} is no format"
+    if not _TIME.fullmatch(lock.created):
+        yield f"$.created: {lock.created!r} is no time like 2026-01-31T12:00:00Z"
+    if not _DIGEST.fullmatch(lock.profile):
+        yield f"$.profile: {lock.profile!r} is no sha256 digest"
+    for number, platform in enumerate(lock.platforms):
+        yield from _platform_problems(platform, f"$.platforms[{number}]")
+    local: list[LockedLocal | LockedTemplate] = [*lock.files, *lock.templates]
+    for place in _twice(item.to for item in local):
+        yield f"{place} is locked twice"
+    for item in local:
+        yield from _place_problems(item)
+
+
+def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
+    debs = platform.debian.packages if platform.debian else ()
+    wheels = platform.python.wheels if platform.python else ()
+    for name in (*_twice(deb.name for deb in debs), *_twice(wheel.name for wheel in wheels)):
+        yield f"{path}: {name} is there twice"
+    for name, file in [(deb.name, deb.file) for deb in debs] + [(wheel.name, wheel.file) for wheel in wheels]:
+        if not _SHA256.fullmatch(file.sha256) or file.size < 0:
+            yield f"{path}: {name}: no sha256, or no size"
+        if any(part in ("", ".", "..") for part in file.path.split("/")):
+            yield f"{path}: {name}: {file.path!r} is no path of an origin"
+    for wheel in wheels:
+        if not _WHEEL.fullmatch(wheel.file.path):
+            yield f"{path}: {wheel.name}: {wheel.file.path!r} is no name of a wheel"
+    if platform.python and not platform.debian:
+        yield f"{path}: a Python without a Debian"
+    if platform.python and not set(platform.python.interpreter) <= {deb.name for deb in debs}:
+        yield f"{path}.python.interpreter: it names packages that are not locked"
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def _place_problems(item: LockedLocal | LockedTemplate) -> Iterator[str]:
+    parts = item.to.split("/")
+    if parts[0] or len(parts) < 2 or any(part in ("", ".", "..") for part in parts[1:]):
+        yield f"{item.to!r} is no absolute path in an image"
+    if not _MODE.fullmatch(item.mode):
+        yield f"{item.to}: {item.mode!r} is no mode"
+    is_link = isinstance(item, LockedLocal) and item.target is not None
+    if is_link == (item.sha256 is not None) or is_link == (item.size is not None):
+        yield f"{item.to}: it is neither a file nor a symlink"
+    if item.sha256 is not None and not _SHA256.fullmatch(item.sha256):
+        yield f"{item.to}: no sha256"

@@ -222,7 +222,7 @@ def _check_compressor() -> None:
     if found != _SAMPLE:
         raise ToolError(
             f"the installed `deflate` package compresses to other bytes than the image format asks for ({found[:12]})",
-            hint="install the release of `deflate` that Layerwright's own metadata names: pip install --force-reinstall layerwright",
+            hint="install the release that Layerwright's metadata names: pip install --force-reinstall layerwright",
         )
 
 

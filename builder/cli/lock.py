@@ -1,0 +1,74 @@
+"""`build lock`: makes, updates or checks the lock of a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from builder.cli.context import Context
+from builder.cli.options import common, profile_argument
+from builder.cli.work import Work
+from builder.errors import StaleLockError, UsageError
+from builder.lock import Lock, LockedPlatform
+from builder.resolve import staleness
+
+
+@click.command(
+    help="Make or update the lock of PROFILE, `PROFILE.lock.json` beside it. What the profile still asks for stays as it is "
+    "locked; --upgrade moves everything, or only the packages named NAME.",
+    epilog="Example: build lock profiles/ocr.yaml --upgrade numpy pillow",
+)
+@profile_argument
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--upgrade", is_flag=True, help="Take the newest versions: of all packages, or of each NAME.")
+@click.option("--check", is_flag=True, help="Change nothing; exit with 3 if the lock is missing or stale.")
+@common
+def lock(context: Context, profile: Path, names: tuple[str, ...], upgrade: bool, check: bool) -> None:
+    """Prints the path of the lock, and on stderr what moved."""
+    if names and not upgrade:
+        raise UsageError(f"what is to happen with {', '.join(names)}?", hint="add --upgrade to move these packages")
+    if check and upgrade:
+        raise UsageError("--check changes nothing, --upgrade does", hint="leave one of them out")
+    work = Work.open(context, profile)
+    if check:
+        _check(work)
+    else:
+        before = work.read_lock()
+        after, changed = work.make_lock(frozenset(names) if names else upgrade)
+        for line in _moves(before, after):
+            context.progress.note(line)
+        context.progress.note(f"{'wrote' if changed else 'unchanged:'} {work.lock_path}")
+    click.echo(str(work.lock_path))
+
+
+def _check(work: Work) -> None:
+    hint = f"run `build lock {work.loaded.path}`"
+    found = work.read_lock()
+    if found is None:
+        raise StaleLockError(f"{work.lock_path}: there is no lock", hint=hint)
+    if reasons := staleness(work.loaded, work.local, found):
+        raise StaleLockError(f"{work.lock_path} is stale: {'; '.join(reasons)}", hint=hint)
+
+
+def _moves(before: Lock | None, after: Lock) -> list[str]:
+    """`+` what came, `-` what went, `~` what moved, for each platform."""
+    if before is None:
+        return []
+    then = {item.platform: _versions(item) for item in before.platforms}
+    lines = []
+    for item in after.platforms:
+        old, new = then.get(item.platform, {}), _versions(item)
+        for name in sorted(old.keys() | new.keys()):
+            if name not in old:
+                lines.append(f"+ {name} {new[name]} ({item.platform})")
+            elif name not in new:
+                lines.append(f"- {name} {old[name]} ({item.platform})")
+            elif old[name] != new[name]:
+                lines.append(f"~ {name} {old[name]} → {new[name]} ({item.platform})")
+    return lines
+
+
+def _versions(item: LockedPlatform) -> dict[str, str]:
+    debs = {deb.name: deb.version for deb in item.debian.packages} if item.debian else {}
+    return debs | ({wheel.name: wheel.version for wheel in item.python.wheels} if item.python else {})

@@ -1,0 +1,116 @@
+"""The entry point: finds the verb, and is the one place where an error is shown and the process ends."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from builder import __version__
+from builder.errors import BuilderError
+
+VERBS = {
+    "init": "builder.cli.init:init",
+    "lock": "builder.cli.lock:lock",
+    "plan": "builder.cli.plan:plan",
+    "assemble": "builder.cli.build:assemble",
+    "publish": "builder.cli.build:publish",
+    "inspect": "builder.cli.inspect:inspect",
+    "schema": "builder.cli.schema:schema",
+    "cache": "builder.cli.cache:cache",
+    "doctor": "builder.cli.doctor:doctor",
+    "completion": "builder.cli.completion:completion",
+}
+"""Each verb and the command that does it, imported when it is asked for."""
+
+_SUMMARIES = {
+    "init": "Write a commented profile that works.",
+    "lock": "Make or update the lock of a profile.",
+    "plan": "Show the layers that a profile's image has.",
+    "assemble": "Make the images of a profile in an OCI layout.",
+    "publish": "Lock if needed, assemble, index and publish.",
+    "inspect": "Show what is in a published image.",
+    "schema": "Print the JSON Schema of profiles.",
+    "cache": "Look at the local store, or clean it.",
+    "doctor": "Show what is found of what builds need.",
+    "completion": "Print the shell's completion script.",
+}
+
+
+class _Verbs(click.Group):
+    """Imports a verb only when it is used, so that `--help` is there at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, attribute = VERBS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _SUMMARIES[name]) for name in VERBS])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], VERBS, 1)
+            advice = f" Did you mean {near[0]}?" if near else ""
+            raise click.UsageError(f"There is no command {args[0]!r}.{advice}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: build publish profiles/ocr.yaml",
+)
+@click.version_option(__version__, prog_name="layerwright")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Reproducible, layer-ordered, lazily startable OCI images for AI and GPU containers."""
+    from builder.cli.context import Context
+
+    context.obj = Context.from_environment(os.environ, sys.stderr)
+
+
+def main() -> None:
+    """Runs the command line; ends the process with 0, 1 (failed), 2 (wrong usage) or 3 (a check says no)."""
+    sys.exit(run(None))
+
+
+def run(arguments: list[str] | None) -> int:
+    """Runs one command; `arguments` are those of the process if None. Returns the exit status."""
+    try:
+        result: Any = cli.main(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except BuilderError as error:
+        _show(error)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; what Python would still flush has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _show(error: BuilderError) -> None:
+    """`error:` and `hint:`, each on lines of its own, understandable without colour."""
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True, color=colour)
+    if error.hint:
+        click.echo(click.style("hint: ", fg="cyan", bold=True) + error.hint, err=True, color=colour)

@@ -1,0 +1,44 @@
+"""Options and arguments that several verbs share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from builder.cli.context import Context
+from builder.progress import Silent
+
+profile_argument = click.argument(
+    "profile", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PROFILE"
+)
+format_option = click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print it."
+)
+lock_option = click.option("--lock", "relock", is_flag=True, help="Update the lock first, as `build lock` does.")
+
+_COMMON = (
+    click.option("--offline", is_flag=True, help="Never use the network; say what is missing."),
+    click.option("--jobs", type=click.IntRange(1, 64), help="How many downloads run at once."),
+    click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
+)
+
+
+def common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --offline, --jobs and --quiet, and gives the verb the context that they make as its first argument."""
+
+    @functools.wraps(function)
+    def wrapped(*, offline: bool, jobs: int | None, quiet: bool, **others: Any) -> Any:
+        context: Context = click.get_current_context().obj
+        settings = context.settings
+        settings = replace(settings, offline=offline or settings.offline, jobs=jobs or settings.jobs)
+        progress = Silent() if quiet else context.progress
+        return function(replace(context, settings=settings, progress=progress), **others)
+
+    for option in reversed(_COMMON):
+        wrapped = option(wrapped)
+    return wrapped

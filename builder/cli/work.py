@@ -1,0 +1,176 @@
+"""What several verbs do: read a profile, get its lock, bring inputs, assemble."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from builder import lock as locks
+from builder import plan as plans
+from builder import profile as profiles
+from builder.assemble import Assembled, Folder, assemble
+from builder.cli.context import Context
+from builder.errors import BuilderError, OfflineError, StaleLockError, UsageError
+from builder.lock import Lock
+from builder.profile import PYTHON_OF, LoadedProfile
+from builder.resolve import Local, Places, read_local, resolve, staleness
+from builder.sources import apt, indexes
+from builder.sources.apt import Mirror
+from builder.sources.debian import Archive
+from builder.sources.indexes import Indexes
+from builder.sources.origins import ConfiguredOrigins
+from builder.sources.simple import ORIGIN as PYPI
+from builder.sources.simple import Catalogue
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A profile that was read, its local inputs as they are now, and where its lock is."""
+
+    context: Context
+    loaded: LoadedProfile
+    local: Local
+    lock_path: Path
+
+    @classmethod
+    def open(cls, context: Context, path: Path) -> Work:
+        """Reads the profile at `path`."""
+        loaded = profiles.read(path)
+        return cls(context, loaded, read_local(loaded), path.with_suffix(".lock.json"))
+
+    def read_lock(self) -> Lock | None:
+        """The lock beside the profile, whatever profile it belongs to; None if there is none."""
+        try:
+            text = self.lock_path.read_bytes().decode("utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise locks.LockError(f"{self.lock_path}: cannot be read: {error}") from error
+        return locks.parse(text, str(self.lock_path))
+
+    def make_lock(self, upgrade: bool | frozenset[str] = False) -> tuple[Lock, bool]:
+        """Makes the lock, keeping what need not move, and writes it; and whether it is another one than before."""
+        previous = self.read_lock()
+        lock = resolve(
+            self.loaded,
+            self.local,
+            _places(self.context),
+            created=_now(self.context),
+            previous=previous,
+            upgrade=upgrade,
+            progress=self.context.progress,
+        )
+        if lock == previous:
+            return lock, False
+        _write(self.lock_path, locks.encode(lock))
+        return lock, True
+
+    def current_lock(self, relock: bool = False) -> Lock:
+        """The lock if it belongs to the profile; it is made where there is none, or `relock` asks for it.
+
+        Raises `StaleLockError` with the reasons.
+        """
+        lock = self.read_lock()
+        if lock is None or relock:
+            lock, changed = self.make_lock()
+            if changed:
+                self.context.progress.note(f"wrote {self.lock_path}")
+            return lock
+        if reasons := staleness(self.loaded, self.local, lock):
+            raise StaleLockError(
+                f"{self.lock_path} is stale: {'; '.join(reasons)}",
+                hint=f"run `build lock {self.loaded.path}` and review the change of the lock, or add --lock",
+            )
+        return lock
+
+    def assemble(self, lock: Lock) -> Assembled:
+        """Assembles the images of the lock in the store."""
+        context = self.context
+        mirrors, catalogue = _origins(context)
+        fetcher = context.fetcher(ConfiguredOrigins(mirrors, catalogue))
+        folder = Folder(self.loaded.root, self.local.rendered)
+        return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, _jobs(context))
+
+
+def platform_name() -> str:
+    """This machine's architecture in the words of an OCI platform."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+def _places(context: Context) -> Places:
+    _, catalogue = _origins(context)
+    get = _get(context)
+    now = datetime.fromtimestamp(context.clock(), UTC)
+    archives = {
+        suite: Archive(apt.mirrors(overrides=context.settings.origins, suite=suite), get, now) for suite in PYTHON_OF
+    }
+    return Places(archives, catalogue, platform_name())
+
+
+def _origins(context: Context) -> tuple[Mapping[str, Mirror], Catalogue]:
+    settings = context.settings
+
+    def configure() -> Indexes:
+        if settings.offline:
+            raise OfflineError("the package index would have to be asked, and --offline forbids it")
+        return indexes.configured(context.environ, explicit=settings.origins.get(PYPI, ()))
+
+    def measure(url: str) -> int | None:
+        with context.client.open(url) as answer:
+            size = answer.headers.get("content-length", "")
+        return int(size) if size.isdecimal() else None
+
+    return apt.mirrors(overrides=settings.origins), Catalogue(configure, context.client.get, measure=measure)
+
+
+def _get(context: Context) -> Callable[[str], bytes]:
+    if context.settings.offline:
+
+        def refuse(url: str) -> bytes:
+            raise OfflineError("Debian's archive would have to be asked, and --offline forbids it")
+
+        return refuse
+    return functools.partial(context.client.get, limit=1 << 30)
+
+
+def _now(context: Context) -> str:
+    """The time of a new lock, RFC 3339 in UTC; SOURCE_DATE_EPOCH means what it means elsewhere."""
+    epoch = context.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        seconds = int(epoch) if epoch else int(context.clock())
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(f"SOURCE_DATE_EPOCH: {epoch!r} is no number of seconds since 1970") from error
+
+
+def _jobs(context: Context) -> int:
+    import os
+
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def _write(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    import os
+    import secrets
+
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        try:
+            with temporary.open("x", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise BuilderError(
+            f"{path}: cannot be written: {error.strerror or error}", hint="the lock lies beside the profile"
+        ) from error
