@@ -3,6 +3,9 @@
 Owners and times are not kept (a layer has one of each), and modes become few: files 0755 or 0644 by the owner's exec
 bit, directories 0755. Setuid and setgid stay where the owner, or the group, is root: for anybody else the bit would
 turn into one for root. A directory that is sticky and open to all stays 1777.
+
+A layer has no hard links. One to a file of up to 64 KiB becomes a copy, one to a larger file a symlink to it: twenty names
+of one graphics driver would be a gigabyte.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +23,7 @@ from builder.layers.unpack import same_content
 
 MAX_ENTRIES = 1_000_000
 _INLINE = 4096 - BLOCK
+_MAX_COPY = 64 << 10
 _MAX_PATH = 4095
 _MAX_PART = 255
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
@@ -61,10 +65,11 @@ class _Header:
 def read(spool: Path, label: str, limit: int) -> dict[str, Entry]:
     """The entries of a tar file by path, in its order; contents of more than a few kilobytes stay regions of the file.
 
-    A hard link becomes a copy of the file that it names; what copies add counts towards `limit`, in bytes.
-    Raises `HostileInputError`, which names the member, for anything that is not as it should be.
+    What copies of hard links add counts towards `limit`, in bytes. Raises `HostileInputError`, which names the member,
+    for anything that is not as it should be.
     """
     entries: dict[str, Entry] = {}
+    files: dict[str, Entry] = {}
     with spool.open("rb", buffering=0) as file:
         end = os.fstat(file.fileno()).st_size
         total = end
@@ -74,16 +79,19 @@ def read(spool: Path, label: str, limit: int) -> dict[str, Entry]:
                 if header.type != b"5":
                     where.refuse("it has no name")
                 continue
-            content = (
-                Inline(inline)
-                if header.size <= _INLINE
-                else Region(spool, offset, header.size, f"{label}: {header.path}")
-            )
-            entry = _entry(header, content, entries, where)
             if header.type == b"1":
+                file_entry = files.get(header.linkname)
+                if file_entry is None:
+                    where.refuse(f"it is a hard link to {header.linkname!r}, which is no file before it")
+                entry = _linked(header.path, file_entry)
                 total += entry.size
                 if total > limit:
                     where.refuse(f"its hard links make the package larger than {limit} bytes")
+            else:
+                region = Region(spool, offset, header.size, f"{label}: {header.path}")
+                entry = file_entry = _entry(header, Inline(inline) if header.size <= _INLINE else region)
+            if file_entry.kind is Kind.FILE:
+                files[header.path] = file_entry
             known = entries.setdefault(entry.path, entry)
             if not _same(known, entry):
                 where.refuse("it comes twice, and differs")
@@ -153,20 +161,24 @@ def _header(block: bytes, kind: bytes, size: int, long: dict[bytes, bytes], wher
     )
 
 
-def _entry(header: _Header, content: Inline | Region, known: dict[str, Entry], where: _Where) -> Entry:
+def _entry(header: _Header, content: Inline | Region) -> Entry:
     if header.type == b"5":
         mode = 0o755 | header.mode & 0o1000
         return Entry(header.path, Kind.DIR, 0o1777 if header.mode & 0o1002 == 0o1002 else mode)
     if header.type == b"2":
         return Entry(header.path, Kind.SYMLINK, 0o777, linkname=header.linkname)
-    if header.type == b"1":
-        target = known.get(header.linkname)
-        if target is None or target.kind is not Kind.FILE:
-            where.refuse(f"it is a hard link to {header.linkname!r}, which is no file before it")
-        return Entry(header.path, Kind.FILE, target.mode, target.content)
     mode = 0o755 if header.mode & 0o100 else 0o644
     mode |= header.mode & 0o1000 | (header.mode & 0o4000 if not header.uid else 0)
     return Entry(header.path, Kind.FILE, mode | (header.mode & 0o2000 if not header.gid else 0), content)
+
+
+def _linked(path: str, target: Entry) -> Entry:
+    """What stands for a hard link; an absolute target, unless it is a neighbour, because /lib and its like move."""
+    if target.size <= _MAX_COPY:
+        return replace(target, path=path)
+    folder, _, name = target.path.rpartition("/")
+    near = folder == path.rpartition("/")[0]
+    return Entry(path, Kind.SYMLINK, 0o777, linkname=name if near else f"/{target.path}")
 
 
 def _same(one: Entry, other: Entry) -> bool:

@@ -9,14 +9,18 @@
 * `/usr/bin/python3`, a link to the image's interpreter.
 * The folders of a running system, and `/var/run` and `/var/lock`. `/tmp` is open to all, `/root` to root.
 
-Not made: links of alternatives (`awk`, `pager`, `editor`: a root needs none, and a profile can add its own), users of
-daemons, hostname, hosts and resolv.conf (the container runtime puts these), caches of fonts, icons or modules.
+* Alternatives without which other packages do not run: the linear algebra that programs are linked with, `awk`, `which`,
+  the compilers' names and MPI's. The best one that is there is linked, as update-alternatives would.
+
+Not made: other alternatives (`pager`, `editor`, `java`: a profile can add a link of its own), users of daemons, hostname,
+hosts and resolv.conf (the container runtime puts these), caches of fonts, icons, certificates of Java, or modules.
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from builder.errors import BuilderError
 from builder.layers.tar import Entry, Inline, Kind
@@ -26,6 +30,7 @@ _PASSWD = "root:*:0:0:root:/root:/bin/sh\nnobody:*:65534:65534:nobody:/nonexiste
 _GROUP = "root:*:0:\nnogroup:*:65534:\n"
 _NONROOT_USER = "nonroot:*:65532:65532:nonroot:/nonexistent:/usr/sbin/nologin\n"
 _NONROOT_GROUP = "nonroot:*:65532:\n"
+_MULTIARCH = re.compile(r"usr/lib/[a-z0-9_]+-linux-gnu[a-z0-9]*/")
 _CERTIFICATES = "usr/share/ca-certificates/"
 _BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 _NSSWITCH_MASTERS = ("usr/share/libc-bin/nsswitch.conf", "usr/share/base-files/nsswitch.conf")
@@ -48,6 +53,21 @@ _DIRS = {
     "var": 0o755,
     "var/tmp": 0o1777,
 }
+_OPENBLAS = ("openblas-pthread", "openblas-openmp", "openblas-serial")
+_LIBRARIES = {
+    "libblas.so.3": (*_OPENBLAS, "blis-openmp", "blis-pthread", "blis-serial", "atlas", "blas"),
+    "liblapack.so.3": (*_OPENBLAS, "atlas", "lapack"),
+    "libopenblas.so.0": _OPENBLAS,
+}
+"""By the name that programs are linked with: folders of the multiarch library folder that may have it, best first."""
+_PROGRAMS = {
+    "awk": ("gawk", "mawk", "original-awk"),
+    "c++": ("g++", "clang++"),
+    "cc": ("gcc", "clang"),
+    "mpiexec": ("mpiexec.openmpi", "mpiexec.mpich"),
+    "mpirun": ("mpirun.openmpi", "mpirun.mpich"),
+    "which": ("which.debianutils",),
+}
 
 
 def made(paths: Mapping[str, Entry], packages: Collection[str], executable: str | None) -> Iterator[Entry]:
@@ -57,7 +77,12 @@ def made(paths: Mapping[str, Entry], packages: Collection[str], executable: str 
         if path not in paths or paths[path].kind is Kind.DIR:
             yield Entry(path, Kind.DIR, mode)
     found = (*_accounts(paths), *_certificates(paths, packages), *_loader(paths), *_names(paths, packages))
-    links = (_link("var/run", "/run"), _link("var/lock", "/run/lock"), *_python(paths, executable))
+    links = (
+        _link("var/run", "/run"),
+        _link("var/lock", "/run/lock"),
+        *_python(paths, executable),
+        *_alternatives(paths),
+    )
     for entry in (*found, *links):
         if entry.path not in paths:
             yield entry
@@ -101,6 +126,22 @@ def _python(paths: Mapping[str, Entry], executable: str | None) -> Iterator[Entr
         )
     if path != "usr/bin/python3":
         yield _link("usr/bin/python3", posixpath.relpath(f"/{path}", "/usr/bin"))
+
+
+def _alternatives(paths: Mapping[str, Entry]) -> Iterator[Entry]:
+    folders = {"/".join(path.split("/")[:3]) for path in paths if _MULTIARCH.match(path)}
+    for folder in sorted(folders):
+        for name, choices in _LIBRARIES.items():
+            yield from _best(paths, folder, name, [f"{choice}/{name}" for choice in choices])
+    for name, choices in _PROGRAMS.items():
+        yield from _best(paths, "usr/bin", name, choices)
+
+
+def _best(paths: Mapping[str, Entry], folder: str, name: str, choices: Sequence[str]) -> Iterator[Entry]:
+    for choice in choices:
+        if f"{folder}/{choice}" in paths:
+            yield _link(f"{folder}/{name}", choice)
+            return
 
 
 def _content(paths: Mapping[str, Entry], path: str) -> bytes | None:
