@@ -27,10 +27,10 @@ FLOORS = (
     ("client",),
     ("transfer",),
     ("profile",),
-    ("lock",),
+    ("lock", "reference"),
     ("fetch", "plan"),
     ("sources",),
-    ("assemble", "publish", "resolve"),
+    ("assemble", "examine", "publish", "resolve"),
     ("cli",),
 )
 """The modules and packages directly below `builder`, lowest first. A module imports from lower floors and, in a
