@@ -22,8 +22,10 @@ ARTIFACT_TYPE = "application/vnd.amazon.soci.index.v2+json"
 INDEX_DIGEST = "com.amazon.soci.index-digest"
 """The annotation of an image manifest that names its SOCI index."""
 
+LAYER_DIGEST = "com.amazon.soci.image-layer-digest"
+"""The annotation of a ztoc's descriptor that names its layer."""
+
 _IMAGE_MANIFEST_DIGEST = "com.amazon.soci.image-manifest-digest"
-_LAYER_DIGEST = "com.amazon.soci.image-layer-digest"
 _LAYER_MEDIA_TYPE = "com.amazon.soci.image-layer-mediaType"
 _SPAN_SIZE = "com.amazon.soci.span-size"
 _BUILD_TOOL = "com.amazon.soci.build-tool-identifier"
@@ -125,7 +127,7 @@ def soci_index(layers: Iterable[Layer], span_size: int) -> bytes | None:
             layer.ztoc,
             annotations={
                 _LAYER_MEDIA_TYPE: layer.blob.media_type,
-                _LAYER_DIGEST: str(layer.blob.digest),
+                LAYER_DIGEST: str(layer.blob.digest),
                 _SPAN_SIZE: str(span_size),
             },
         )

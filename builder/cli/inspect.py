@@ -1,0 +1,95 @@
+"""`build inspect`: what is in a published image."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from builder.cli.options import format_option
+from builder.cli.table import table
+from builder.examine import Examined, ExaminedImage, examine
+from builder.oci.layout import Layout
+from builder.progress import human_size
+from builder.publish import Destination
+
+
+@click.command(
+    help="Show what is in the image at DEST, `oci:DIR[:TAG]`: layers, sizes, SOCI spans, how it starts, labels.",
+    epilog="Example: build inspect oci:out/ocr",
+)
+@click.argument("dest")
+@format_option
+def inspect(dest: str, form: str) -> None:
+    """Prints the image of every platform."""
+    destination = Destination.parse(dest)
+    examined = examine(Layout(destination.folder), destination.tag)
+    if form == "json":
+        click.echo(json.dumps(_document(examined), indent=2, ensure_ascii=False))
+        return
+    click.echo(f"{destination}  {examined.digest}")
+    for image in examined.images:
+        click.echo(f"\n{image.platform}  {image.digest}")
+        click.echo(_layers(image))
+        lazy = f"SOCI index {image.soci}" if image.soci else "no SOCI index: it is pulled whole"
+        click.echo(lazy)
+        for line in _settings(image.config.get("config", {})):
+            click.echo(line)
+
+
+def _layers(image: ExaminedImage) -> str:
+    rows = [
+        (
+            str(number),
+            layer.name,
+            layer.digest.short,
+            human_size(layer.size),
+            human_size(layer.tar_size) if layer.spans else "",
+            str(layer.spans) if layer.spans else "whole",
+            human_size(layer.ztoc_size) if layer.spans else "",
+        )
+        for number, layer in enumerate(image.layers, 1)
+    ]
+    total = ("", "in all", "", human_size(sum(layer.size for layer in image.layers)))
+    sums = (str(sum(layer.spans for layer in image.layers)), human_size(sum(layer.ztoc_size for layer in image.layers)))
+    head = ("", "LAYER", "DIGEST", "SIZE", "UNPACKED", "SPANS", "ZTOC")
+    return table(head, [*rows, (*total, "", *sums)], right=(0, 3, 4, 5, 6))
+
+
+def _settings(config: dict[str, Any]) -> list[str]:
+    """How a container starts, a line each; what is not set is not shown."""
+    lines = []
+    for key, value in sorted(config.items()):
+        if isinstance(value, dict):
+            value = [f"{name}={text}" if text else name for name, text in value.items()]
+        words = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        lines.append(f"{key + ':':14}{words[0] if words else ''}")
+        lines += [f"{'':14}{word}" for word in words[1:]]
+    return lines
+
+
+def _document(examined: Examined) -> dict[str, object]:
+    return {
+        "digest": str(examined.digest),
+        "images": [
+            {
+                "platform": image.platform,
+                "digest": str(image.digest),
+                "soci": str(image.soci) if image.soci else None,
+                "layers": [
+                    {
+                        "name": layer.name,
+                        "digest": str(layer.digest),
+                        "size": layer.size,
+                        "unpacked": layer.tar_size or None,
+                        "spans": layer.spans,
+                        "ztoc": layer.ztoc_size,
+                    }
+                    for layer in image.layers
+                ],
+                "config": image.config.get("config", {}),
+            }
+            for image in examined.images
+        ],
+    }
