@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -195,9 +194,9 @@ def _pack(
     with (
         store.temporary() as blob,
         store.temporary() as windows,
-        tempfile.TemporaryDirectory(dir=blob.parent) as spool,
+        store.workspace() as spool,
     ):
-        entries = _entries(layer, store, folder, compilers, Path(spool))
+        entries = _entries(layer, store, folder, compilers, spool)
         packed = pack(entries, blob, windows, plan.soci.span_size, advance)
         store.adopt(blob, packed.digest)
         _put_ztoc(packed, plan.soci.span_size, store)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,14 +54,9 @@ def interpreter(bytecode: Bytecode, version: str, store: Store) -> Interpreter:
     with store.locked(f"interpreter-{name}"), store.explained():
         if not target.is_dir():
             home.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
-            try:
-                spool, tree = temporary / "spool", temporary / "root"
-                spool.mkdir()
-                unpack(_rootfs(bytecode.packages, store, spool, bytecode.executable), tree)
-                tree.rename(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            with store.workspace() as folder:
+                unpack(_rootfs(bytecode.packages, store, folder / "spool", bytecode.executable), folder / "root")
+                (folder / "root").rename(target)
     return Interpreter(target, bytecode.executable, version)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from builder.oci.digest import Digest
 from builder.store import locks
-from builder.store.objects import Store, free_bytes, objects_of, partial_lock, read_record
+from builder.store.objects import WORKSPACE, Store, free_bytes, objects_of, partial_lock, read_record
 
 _DAY = 86400.0
 _PATIENCE = 7 * _DAY
@@ -102,6 +103,7 @@ def gc(
             if not dry_run:
                 for path, _ in removed:
                     _remove(store, path)
+                _remove_empty(store)
                 locks.remove_idle(store.root)
         finally:
             if alone is not None:
@@ -145,8 +147,14 @@ def _dead_records(store: Store, now: float, max_age: float | None, gone: Collect
 
 
 def _temporary(store: Store) -> list[_Found]:
-    """Files that no living process is writing."""
-    return [found for found in _files(store.root / "tmp") if not locks.is_held(found[0])]
+    """Files that no living process is writing; a workspace is as alive as the file that it is named after."""
+    top = store.root / "tmp"
+    found = []
+    for path, info in _files(top):
+        owner = top / path.relative_to(top).parts[0].removesuffix(WORKSPACE)
+        if not locks.is_held(owner):
+            found.append((path, info))
+    return found
 
 
 def _partial(store: Store, now: float, max_age: float | None) -> list[_Found]:
@@ -161,6 +169,13 @@ def _remove(store: Store, path: Path) -> None:
     elif (lock := locks.attempt(store.root, partial_lock(Digest(path.name[:64])))) is not None:
         path.unlink(missing_ok=True)  # else somebody just came back for it
         os.close(lock)
+
+
+def _remove_empty(store: Store) -> None:
+    """Workspaces of killed processes, once their files are gone."""
+    for path in (store.root / "tmp").glob(f"*{WORKSPACE}"):
+        if not locks.is_held(path.with_name(path.name.removesuffix(WORKSPACE))):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _files(directory: Path) -> Iterator[_Found]:

@@ -22,6 +22,8 @@ from builder.store import locks
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _READ = 4 << 20
+WORKSPACE = ".d"
+"""What the name of a workspace has after that of the file that holds its lock."""
 
 
 class Store:
@@ -99,6 +101,17 @@ class Store:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
                 os.close(descriptor)
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A new, empty folder in the store's `tmp`, removed with all that is in it at the end."""
+        with self.temporary() as owner:
+            folder = owner.with_name(owner.name + WORKSPACE)
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def adopt(self, path: Path, digest: Digest) -> None:
         """A finished file of this store's file system appears under its digest, and no longer under `path`.
