@@ -25,6 +25,7 @@ class BlobWriter:
         self._blob = hashlib.sha256()
         self._span = hashlib.sha256()
         self._cuts: list[Checkpoint] = []
+        self._begun = False
         self.checkpoints: list[Checkpoint] = []
         self.span_digests: list[Digest] = []
 
@@ -46,10 +47,9 @@ class BlobWriter:
         return self._pending[offset - self._base]
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """A new span starts at `checkpoint.in_offset`, which is not beyond `size`."""
+        """A new span starts at `checkpoint.in_offset`, which is not beyond `size`; what is before the first is in none."""
         self.checkpoints.append(checkpoint)
-        if len(self.checkpoints) > 1:
-            self._cuts.append(checkpoint)
+        self._cuts.append(checkpoint)
 
     def finish(self) -> Digest:
         """Writes what is left; the digest of the whole."""
@@ -68,7 +68,9 @@ class BlobWriter:
                 cut = self._cuts.pop(0)
                 end = cut.in_offset - self._base
                 self._span.update(view[start:end])
-                self.span_digests.append(Digest(self._span.hexdigest()))
+                if self._begun:
+                    self.span_digests.append(Digest(self._span.hexdigest()))
+                self._begun = True
                 start = end - 1 if cut.bits else end
                 self._span = hashlib.sha256()
             self._span.update(view[start:count])
