@@ -102,20 +102,26 @@ def known_layers(plan: Plan, store: Store) -> dict[Layer, BuiltLayer]:
 
 
 def _known(layer: Layer, plan: Plan, store: Store, packed: bool = False) -> BuiltLayer | None:
-    """The layer out of the store's records, if it and the ztoc that the plan asks for are there."""
+    """The layer out of the store's records, if it and the ztoc that the plan asks for are there, in their full size."""
     record = store.record("layer", layer.key.hex)
     if record is None:
         return None
-    blob = Descriptor(spec.LAYER_GZIP, Digest.parse(record["objects"][0]), record["size"])
-    described, spans = None, 0
-    if plan.soci.enabled and index.wants_ztoc(blob, plan.soci.min_layer_size):
-        spanned = store.record("ztoc", _ztoc_key(blob.digest, plan.soci.span_size))
-        if spanned is None:
-            return None
-        described = Descriptor(ztoc.MEDIA_TYPE, Digest.parse(spanned["objects"][0]), spanned["size"])
-        spans = spanned["spans"]
-    diff_id, listing = Digest.parse(record["diff_id"]), Digest.parse(record["objects"][1])
-    return BuiltLayer(layer.name, blob, diff_id, record["tar_size"], described, spans, listing, packed)
+    try:
+        blob = Descriptor(spec.LAYER_GZIP, Digest.parse(record["objects"][0]), int(record["size"]))
+        described, spans = None, 0
+        if plan.soci.enabled and index.wants_ztoc(blob, plan.soci.min_layer_size):
+            spanned = store.record("ztoc", _ztoc_key(blob.digest, plan.soci.span_size))
+            if spanned is None:
+                return None
+            described = Descriptor(ztoc.MEDIA_TYPE, Digest.parse(spanned["objects"][0]), int(spanned["size"]))
+            spans = int(spanned["spans"])
+        diff_id, listing = Digest.parse(record["diff_id"]), Digest.parse(record["objects"][1])
+        tar_size = int(record["tar_size"])
+    except (LookupError, TypeError, ValueError):  # a record that says too little counts as absent
+        return None
+    if not all(store.has(item.digest, item.size) for item in (blob, described) if item):
+        return None
+    return BuiltLayer(layer.name, blob, diff_id, tar_size, described, spans, listing, packed)
 
 
 def _ztoc_key(blob: Digest, span_size: int) -> str:
@@ -142,21 +148,26 @@ def _pack_all(
         return {}
     built: dict[Layer, BuiltLayer] = {}
     by_size = sorted(layers, key=lambda layer: -sum(size for _, size in inputs(layer)))
+    stop = Stop()
     with (
         _compilers(store, jobs) as compilers,
         progress.task("packing layers", None) as task,
     ):
 
+        def advance(amount: int) -> None:
+            stop.check()  # an interrupt, or a layer that failed, ends the others soon
+            task.advance(amount)
+
         def one(layer: Layer) -> None:
-            with store.locked(f"layer-{layer.key.hex}"):
+            with store.locked(f"layer-{layer.key.hex}", stop.check):
                 found = _known(layer, plan, store)
                 if found is None:
-                    _pack(layer, plan, store, folder, compilers, task.advance)
+                    _pack(layer, plan, store, folder, compilers, advance)
                     found = _known(layer, plan, store, packed=True)
             assert found, "a layer that was just packed is in the store"
             built[layer] = found
 
-        failures = for_each(one, by_size, jobs, Stop())
+        failures = for_each(one, by_size, jobs, stop)
     if failures:
         raise failures[0]
     return built

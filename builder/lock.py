@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from builder import documents
 from builder.errors import BuilderError
-
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
@@ -181,7 +180,8 @@ def encode(lock: Lock) -> str:
 def parse(text: str, file: str) -> Lock:
     """The lock in the text of `file`.
 
-    Raises `LockError` for a lock of a newer version, one that contradicts itself, and one that is not in the form that
+    A lock of an older format is read, if its form is the same: it is stale, as `resolve.staleness` says. Raises
+    `LockError` for a lock of a newer version, one that contradicts itself, and one that is not in the form that
     `encode` writes; `DocumentError` with every key and type that is wrong.
     """
     _check_format(text, file)
@@ -211,7 +211,7 @@ def _check_format(text: str, file: str) -> None:
 
 def _problems(lock: Lock) -> Iterator[str]:
     """What no lock of ours ever says."""
-    if lock.format != FORMAT:
+    if lock.format < 1:
         yield f"$.format: {lock.format} is no format"
     if not _TIME.fullmatch(lock.created):
         yield f"$.created: {lock.created!r} is no time like 2026-01-31T12:00:00Z"

@@ -60,6 +60,7 @@ def publish(image: Assembled, store: Store, destination: Destination, progress: 
     Blobs are hard links into the store where the file system allows it. Raises `LayoutError`.
     """
     layout = Layout(destination.folder)
+    layout.check()
     blobs = list(image.blobs())
     configs = [config for item in image.images if (config := _config(item.config))]
     new = [blob for blob in (*blobs, *configs) if not _is_there(layout, blob)]

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from builder.errors import BuilderError
 from builder.lock import (
     FORMAT,
@@ -208,6 +210,8 @@ def _python(
     progress: Progress,
 ) -> LockedPython:
     before = previous.python if previous else None
+    if isinstance(upgrade, frozenset):
+        upgrade = frozenset(map(canonicalize_name, upgrade))
     request = _python_request(loaded, python, platform)
     target = _target(python, platform, base)
     names = {wheel.name for wheel in before.wheels} if before else set()
@@ -283,9 +287,9 @@ def _template(root: Path, source: str) -> str:
 
 
 def _check_known(names: frozenset[str], platforms: Sequence[LockedPlatform]) -> None:
-    known = {deb.name for item in platforms if item.debian for deb in item.debian.packages}
-    known |= {wheel.name for item in platforms if item.python for wheel in item.python.wheels}
-    if unknown := sorted(names - known):
+    debs = {deb.name for item in platforms if item.debian for deb in item.debian.packages}
+    wheels = {wheel.name for item in platforms if item.python for wheel in item.python.wheels}
+    if unknown := sorted(name for name in names if name not in debs and canonicalize_name(name) not in wheels):
         raise BuilderError(
             f"nothing named {', '.join(unknown)} is in the lock", hint="`build plan` lists what is in it"
         )

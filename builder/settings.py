@@ -5,6 +5,7 @@ Parsed from `config.toml` and the environment, both given by the command line:
     mirrors = ["/srv/layerwright", "http://cache.example/layerwright"]  # hold sha256/<hex>; tried before the origin
     jobs = 8                                                            # connections at once
     store = "/var/cache/layerwright"
+    keyrings = ["/srv/keys/archive.gpg"]                                # vouch for Debian instead of this machine's
 
     [origins]  # where an origin of a lock is found, one address or several; overrules the settings of pip, uv and apt
     pypi = "http://cache.example/simple"
@@ -24,6 +25,7 @@ from builder.errors import UsageError
 _NAME = "layerwright"
 _KINDS = {
     "jobs": "a number",
+    "keyrings": "a list of absolute paths",
     "mirrors": "a list of folders and URLs",
     "offline": "true or false",
     "origins": "a table",
@@ -66,11 +68,13 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one run. `origins` maps an origin's name in a lock to its addresses, best first."""
+    """The settings of one run. `origins` maps an origin's name in a lock to its addresses, best first; `keyrings` replace those
+    that this machine checks Debian's archive with."""
 
     store: Path
     mirrors: tuple[str, ...] = ()
     origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    keyrings: tuple[Path, ...] = ()
     offline: bool = False
     jobs: int = 8
     network: Network = Network()
@@ -95,6 +99,7 @@ class Settings:
                 str(home / mirror[2:]) if mirror.startswith("~/") else mirror
                 for mirror in (*environ.get("LAYERWRIGHT_MIRRORS", "").split(), *document.get("mirrors", ()))
             ),
+            keyrings=tuple(home / keyring.removeprefix("~/") for keyring in document.get("keyrings", ())),
             origins={name: _listed(value) for name, value in document.get("origins", {}).items()},
             offline=_flag(environ, "LAYERWRIGHT_OFFLINE", document.get("offline", False)),
             jobs=_number(environ, "LAYERWRIGHT_JOBS", document.get("jobs", 8)),
@@ -119,6 +124,9 @@ def _problems(document: Mapping[str, object]) -> list[str]:
             case "jobs", int():
                 if not 1 <= value <= _MAX_JOBS:
                     problems.append(f"jobs: expected 1 to {_MAX_JOBS}, found {value}")
+            case "keyrings", list():
+                if not all(isinstance(item, str) and item.startswith(("/", "~/")) for item in value):
+                    problems.append("keyrings: expected a list of absolute paths, or of some that begin with ~/")
             case "mirrors", list():
                 if not all(isinstance(item, str) and item for item in value):
                     problems.append("mirrors: expected a list of folders and URLs")

@@ -63,13 +63,16 @@ def test_a_relative_base_directory_is_ignored() -> None:
 
 def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        parse('job = 3\njobs = 0\noffline = "no"\nstore = "here"\nmirrors = "/m"\norigins = {pypi = 3}')
+        parse(
+            'job = 3\njobs = 0\noffline = "no"\nstore = "here"\nkeyrings = ["k"]\nmirrors = "/m"\norigins = {pypi = 3}'
+        )
     assert str(caught.value).splitlines() == [
         f"{FILE}: these settings cannot be used:",
         "  job: no such setting (did you mean jobs?)",
         "  jobs: expected 1 to 64, found 0",
         "  offline: expected true or false, found 'no'",
         "  store: expected an absolute path, or one that begins with ~/, found 'here'",
+        "  keyrings: expected a list of absolute paths, or of some that begin with ~/",
         "  mirrors: expected a list of folders and URLs, found '/m'",
         "  origins.pypi: expected an address or a list of addresses",
     ]

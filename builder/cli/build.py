@@ -31,9 +31,8 @@ def assemble(context: Context, profile: Path, output: str | None, relock: bool, 
     work = Work.open(context, profile)
     lock = work.current_lock(relock)
     destination = Destination.parse(output) if output else Destination(Path("out", lock.name))
-    image = work.assemble(lock)
-    published = publish_to(image, context.store, destination, context.progress)
-    _report(context, lock, image, [published], form)
+    image, published = _published(work, lock, [destination])
+    _report(context, lock, image, published, form)
 
 
 @click.command(
@@ -50,10 +49,16 @@ def publish(context: Context, profile: Path, destinations: tuple[str, ...], relo
     """Publishes to all destinations."""
     work = Work.open(context, profile)
     parsed = [Destination.parse(text) for text in destinations] or [_default(work)]
-    lock = work.current_lock(relock)
-    image = work.assemble(lock)
-    published = [publish_to(image, context.store, destination, context.progress) for destination in parsed]
+    lock = work.current_lock(relock, make=True)
+    image, published = _published(work, lock, parsed)
     _report(context, lock, image, published, form)
+
+
+def _published(work: Work, lock: Lock, destinations: list[Destination]) -> tuple[Assembled, list[Publication]]:
+    context = work.context
+    with context.store.in_use():  # from the first layer to the last copy
+        image = work.assemble(lock)
+        return image, [publish_to(image, context.store, to, context.progress) for to in destinations]
 
 
 def _default(work: Work) -> Destination:

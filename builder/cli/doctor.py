@@ -174,7 +174,7 @@ def _debian(context: Context, online: bool) -> Iterator[Finding]:
     from builder.client import redact
     from builder.sources import apt
 
-    mirrors = apt.mirrors(overrides=context.settings.origins)
+    mirrors = apt.mirrors(overrides=context.settings.origins, keyrings=context.settings.keyrings)
     suites = [suite for source in apt.read_sources() for suite in source.suites if "/" not in suite]
     if not mirrors:
         yield Finding(

@@ -91,7 +91,8 @@ def run(arguments: list[str] | None) -> int:
     """Runs one command; `arguments` are those of the process if None. Returns the exit status."""
     try:
         result: Any = cli.main(args=arguments, standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where it was closed before we began
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return 2

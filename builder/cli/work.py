@@ -71,13 +71,17 @@ class Work:
         _write(self.lock_path, locks.encode(lock))
         return lock, True
 
-    def current_lock(self, relock: bool = False) -> Lock:
-        """The lock if it belongs to the profile; it is made where there is none, or `relock` asks for it.
+    def current_lock(self, relock: bool, *, make: bool = False) -> Lock:
+        """The lock if it belongs to the profile; it is made if `relock` asks for it, or there is none and `make` allows it.
 
         Raises `StaleLockError` with the reasons.
         """
-        lock = self.read_lock()
-        if lock is None or relock:
+        lock = None if relock else self.read_lock()
+        if lock is None and not (relock or make):
+            raise StaleLockError(
+                f"{self.lock_path}: there is no lock", hint=f"run `build lock {self.loaded.path}`, or add --lock"
+            )
+        if lock is None:
             lock, changed = self.make_lock()
             if changed:
                 self.context.progress.note(f"wrote {self.lock_path}")
@@ -107,9 +111,7 @@ def _places(context: Context) -> Places:
     _, catalogue = _origins(context)
     get = _get(context)
     now = datetime.fromtimestamp(context.clock(), UTC)
-    archives = {
-        suite: Archive(apt.mirrors(overrides=context.settings.origins, suite=suite), get, now) for suite in PYTHON_OF
-    }
+    archives = {suite: Archive(_mirrors(context, suite), get, now) for suite in PYTHON_OF}
     return Places(archives, catalogue, platform_name())
 
 
@@ -126,7 +128,12 @@ def _origins(context: Context) -> tuple[Mapping[str, Mirror], Catalogue]:
             size = answer.headers.get("content-length", "")
         return int(size) if size.isdecimal() else None
 
-    return apt.mirrors(overrides=settings.origins), Catalogue(configure, context.client.get, measure=measure)
+    return _mirrors(context), Catalogue(configure, context.client.get, measure=measure)
+
+
+def _mirrors(context: Context, suite: str | None = None) -> Mapping[str, Mirror]:
+    settings = context.settings
+    return apt.mirrors(overrides=settings.origins, suite=suite, keyrings=settings.keyrings)
 
 
 def _get(context: Context) -> Callable[[str], bytes]:
@@ -144,6 +151,8 @@ def _now(context: Context) -> str:
     epoch = context.environ.get("SOURCE_DATE_EPOCH")
     try:
         seconds = int(epoch) if epoch else int(context.clock())
+        if seconds < 0:
+            raise ValueError("before 1970")
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError) as error:
         raise UsageError(f"SOURCE_DATE_EPOCH: {epoch!r} is no number of seconds since 1970") from error

@@ -6,12 +6,13 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from builder.errors import BuilderError
 from builder.oci import spec
@@ -21,6 +22,7 @@ from builder.oci.spec import Descriptor
 REF_NAME = "org.opencontainers.image.ref.name"
 _VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 _MAX_INDEX = 4 << 20
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 class LayoutError(BuilderError):
@@ -39,16 +41,17 @@ class Layout:
     def link(self, source: Path, digest: Digest, size: int) -> None:
         """Makes the finished file `source` the blob `digest`: a hard link where possible, else a copy."""
         target = self.path(digest)
-        if target.is_file() and target.stat().st_size == size:
-            return
         with _explained(self.root):
+            if target.is_file():
+                if target.stat().st_size == size:
+                    return
+                target.unlink(missing_ok=True)  # it is damaged
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = _unique(target)
-            try:
-                _link_or_copy(source, temporary)
-                os.replace(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            _link_or_copy(source, target)
+
+    def check(self) -> None:
+        """Raises `LayoutError` if there is an index that cannot be read, so that no tag could be set."""
+        self._index()
 
     def put(self, data: bytes) -> Digest:
         """Stores a small blob."""
@@ -80,6 +83,7 @@ class Layout:
         with _explained(self.root), _alone(self.root):
             others = [other for other in self._index() if _ref_name(other) != tag]
             index = {"schemaVersion": 2, "mediaType": spec.INDEX, "manifests": [*others, entry]}
+            _sweep(self.root)
             _write(self.root / "oci-layout", _VERSION)
             _write(self.root / "index.json", spec.encode(index))
 
@@ -121,30 +125,51 @@ def _ref_name(entry: Mapping[str, Any]) -> str | None:
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
+    except FileExistsError:
+        return  # another writer was faster, with the same bytes
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
             raise
-        with source.open("rb") as reader, target.open("xb") as writer:
+        with source.open("rb") as reader, _replacing(target) as writer:
             shutil.copyfileobj(reader, writer, 4 << 20)
-            writer.flush()
-            os.fsync(writer.fileno())
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = _unique(path)
+    with _replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path` that takes its place, complete, at the end of the block; it is locked while it is written."""
+    temporary, file = _temporary(path)
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
+        with file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _unique(path: Path) -> Path:
-    """A name beside `path` that no other writer uses."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+def _temporary(path: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        file = temporary.open("xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # else it was swept away before it was locked
+            return temporary, file
+        file.close()
+
+
+def _sweep(root: Path) -> None:
+    """Removes what killed writers left."""
+    for folder in (root, root / "blobs" / "sha256"):
+        for path in [path for path in folder.glob(".*") if _TEMPORARY.fullmatch(path.name)]:
+            with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 @contextmanager

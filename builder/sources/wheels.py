@@ -48,7 +48,7 @@ def _bytecode(locked: LockedWheel, files: wheel.WheelFiles, store: Store, compil
     key = Digest.of(spec.encode(identity)).hex
     with store.locked(f"bytecode-{key}"):
         record = store.record("bytecode", key)
-        if record is None:
+        if record is None or not store.verify(Digest.parse(record["objects"][0])):
             record = _compile(files, store, compiler)
             store.put_record("bytecode", key, record)
     pack = store.path(Digest.parse(record["objects"][0]))
