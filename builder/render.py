@@ -75,6 +75,8 @@ def _place(error: BaseException, name: str) -> str:
 def _reason(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "nested too deep"
+    if isinstance(error, UnicodeEncodeError):
+        return "not text: half a surrogate pair"
     if isinstance(error, SyntaxError):
         return f"too complicated: {error.msg}"
     return str(error) or type(error).__name__

@@ -105,7 +105,7 @@ class Problems:
         if self.full:
             self.more += 1
         else:
-            self.found.append(Problem(mark, show(path), message))
+            self.found.append(Problem(mark, show(path) if path else "", message))
 
     def check(self) -> None:
         """Raises what was found, if anything was."""

@@ -30,8 +30,9 @@ def scan(data: bytes | str, file: str, problems: Problems, tags: Collection[str]
     text = _text(data, file, problems)
     if text is None:
         return None
+    parser = yaml.SafeLoader(text)
     try:
-        return _Composer(file, problems, tags).compose(yaml.parse(text, Loader=yaml.SafeLoader))
+        return _Composer(file, problems, tags).compose(iter(parser.get_event, None))
     except _StopError:
         return None
     except yaml.MarkedYAMLError as error:
@@ -41,9 +42,9 @@ def scan(data: bytes | str, file: str, problems: Problems, tags: Collection[str]
             problems.add(mark, (), "a tab where YAML wants spaces: indent and separate with spaces")
         else:
             problems.add(mark, (), f"not YAML: {error.problem}{f' ({error.context})' if error.context else ''}")
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
+    except (ValueError, OverflowError):
         # PyYAML lets chr() and int() speak for themselves: "\U99999999", "%YAML 1.999…"
-        problems.add(Mark(file), (), f"not YAML: {error}")
+        problems.add(Mark(file, parser.line + 1, parser.column + 1), (), "not YAML: a character or number out of range")
     return None
 
 

@@ -34,7 +34,7 @@ def _package_advice(text: str) -> str | None:
 
 def _absolute_advice(text: str) -> str | None:
     near = posixpath.normpath("/" + text.lstrip("/"))
-    return f"write {near}" if text and re.fullmatch(_ABSOLUTE, near) else None
+    return f"write {near}" if near != text and text and re.fullmatch(_ABSOLUTE, near) else None
 
 
 def _relative_advice(text: str) -> str | None:
@@ -64,8 +64,8 @@ def _requirement(text: str) -> str | None:
 
     try:
         requirement = Requirement(text)
-    except InvalidRequirement as error:
-        return f"not a requirement such as numpy>=2: {str(error).splitlines()[0]}"
+    except InvalidRequirement:
+        return f"expected a requirement such as numpy>=2, found {quote(text)}"
     if requirement.url is not None:
         return "a requirement is found by its name: addresses come from your configuration of pip or uv"
     return None

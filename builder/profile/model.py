@@ -182,14 +182,15 @@ class Publish:
 def _python_stands_on_debian(base: Base | None, python: Python | None) -> _Complaints:
     if python is None:
         return
+    suite = next((suite for suite, version in PYTHON_OF.items() if version == python.version), None)
     if base is None:
-        yield (), 'python needs a Debian to stand on: add base: {debian: bookworm}, which has Python "3.11"'
-        return
-    version = PYTHON_OF[base.debian]
-    if python.version != version:
-        other = next((suite for suite, its in PYTHON_OF.items() if its == python.version), None)
-        choice = f', or base.debian: {other}, which has "{python.version}"' if other else ""
-        yield ("python", "version"), f'{base.debian} has Python {version}: write "{version}"{choice}'
+        where = suite or next(iter(PYTHON_OF))
+        advice = f"add base: {{debian: {where}}}, which has Python {PYTHON_OF[where]}"
+        yield ("python",), f"there is no Debian for it to stand on: {advice}"
+    elif suite != base.debian:
+        other = f', or base.debian: {suite}, which has "{python.version}"' if suite else ""
+        version = PYTHON_OF[base.debian]
+        yield ("python", "version"), f'{base.debian} has Python {version}: write "{version}"{other}'
 
 
 def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
