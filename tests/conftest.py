@@ -12,6 +12,8 @@ from pathlib import Path
 
 import judges
 import pytest
+import world as worlds
+from world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,3 +60,19 @@ def _other_pythons() -> Iterator[Path]:
             version = (int(major), int(minor_text))
             if name == "cpython" and version >= (3, 11) and version != sys.version_info[:2]:
                 yield Path(candidate)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The small world of whole builds, one for the session."""
+    with worlds.world(tmp_path_factory.mktemp("world")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def small(world: World) -> Path:
+    """The profile of the small world, with its lock, whose inputs are in the store `world.root / "cache"`."""
+    path = world.project(world.root / "small")
+    done = worlds.run(["publish", path, "oci:out"], path.parent, world.environment(world.root / "cache"))
+    assert done.code == 0, done.err
+    return path

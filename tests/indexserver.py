@@ -10,7 +10,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote
@@ -43,25 +43,34 @@ def wheel(
     requires: Sequence[str] = (),
     extras: Mapping[str, Sequence[str]] | None = None,
     python: str = ">=3.8",
+    files: Mapping[str, bytes] | None = None,
 ) -> Archive:
-    """A small wheel that installs."""
+    """A small wheel that installs; `files` are further members."""
     stem = f"{project.replace('-', '_')}-{version}"
     metadata = [f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\nRequires-Python: {python}"]
     metadata += [f"Requires-Dist: {requirement}" for requirement in requires]
     for extra, requirements in (extras or {}).items():
         metadata.append(f"Provides-Extra: {extra}")
         metadata += [f'Requires-Dist: {requirement}; extra == "{extra}"' for requirement in requirements]
-    members = {
-        f"{project.replace('-', '_')}/__init__.py": f"__version__ = {version!r}\n",
-        f"{stem}.dist-info/METADATA": "\n".join(metadata) + "\n",
-        f"{stem}.dist-info/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
-        f"{stem}.dist-info/RECORD": "",
+    members: dict[str, bytes] = {
+        f"{project.replace('-', '_')}/__init__.py": f"__version__ = {version!r}\n".encode(),
+        **(files or {}),
+        f"{stem}.dist-info/METADATA": ("\n".join(metadata) + "\n").encode(),
+        f"{stem}.dist-info/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
     }
+    record = [f"{name},sha256={_record_hash(data)},{len(data)}" for name, data in members.items()]
+    members[f"{stem}.dist-info/RECORD"] = "\n".join([*record, f"{stem}.dist-info/RECORD,,", ""]).encode()
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in members.items():
-            archive.writestr(zipfile.ZipInfo(name), text)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o100644 << 16
+            archive.writestr(info, data, zipfile.ZIP_DEFLATED)
     return Archive(f"{stem}{'-' + build if build else ''}-{tag}.whl", file.getvalue())
+
+
+def _record_hash(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
 
 
 def sdist(project: str, version: str) -> Archive:
@@ -181,7 +190,8 @@ def index_server() -> Iterator[IndexServer]:
             self.send_header("Cache-Control", "no-store")
             self.end_headers()
             if body:
-                self.wfile.write(data)
+                with suppress(BrokenPipeError, ConnectionResetError):  # a client may want the headers alone
+                    self.wfile.write(data)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
