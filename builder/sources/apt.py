@@ -86,13 +86,12 @@ def mirrors(
     for origin in (MAIN, SECURITY):
         own = [source for source in sources if any(_origin(name) == origin for name in source.suites)]
         own.sort(key=lambda source: not any(_codename(name) == suite for name in source.suites))
-        if overrides is not None and origin in overrides:
-            uris = [uri.rstrip("/") for uri in overrides[origin]]
-        else:
-            uris = [uri for source in own for uri in source.uris]
+        chosen = (overrides or {}).get(origin)
+        uris = chosen if chosen is not None else [uri for source in own for uri in source.uris]
         trusted = list(keyrings) or [path for source in own for path in source.keyrings] or default_keyrings(root)
-        if uris:
-            result[origin] = Mirror(origin, tuple(dict.fromkeys(uris)), tuple(dict.fromkeys(trusted)))
+        if uris or chosen is not None:
+            addresses = dict.fromkeys(uri.rstrip("/") for uri in uris)
+            result[origin] = Mirror(origin, tuple(addresses), tuple(dict.fromkeys(trusted)))
     return result
 
 

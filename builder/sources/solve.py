@@ -193,10 +193,14 @@ class _Attempt:
 
     def _possible(self, relation: Relation) -> list[Package]:
         """The packages that satisfy a relation and all constraints so far, best first."""
-        own = list(self._index.candidates(relation.name))
-        own.sort(key=lambda package: package.version != self._prefer.get(package.name))
-        others = [] if any(map(self._allowed, own)) else self._index.providers(relation.name)
-        return [package for package in (*own, *others) if package.satisfies(relation) and self._allowed(package)]
+        own = sorted(
+            self._index.candidates(relation.name),
+            key=lambda package: package.version != self._prefer.get(package.name),
+        )
+        return self._usable(own, relation) or self._usable(self._index.providers(relation.name), relation)
+
+    def _usable(self, packages: Iterable[Package], relation: Relation) -> list[Package]:
+        return [package for package in packages if package.satisfies(relation) and self._allowed(package)]
 
     def _allowed(self, package: Package) -> bool:
         return all(constraint.allows(package) for constraint in self._constraints.get(package.name, ()))
@@ -206,7 +210,7 @@ class _Attempt:
         if relation.name in self._chosen:
             if self._chosen[relation.name].satisfies(relation):
                 return
-            raise self._late(relation.name, _Constraint(relation, by or "the profile"))
+            raise _LateError(relation.name, _Constraint(relation, by or "the profile"))
         possible = self._possible(relation) if self._is_here(relation) else []
         if not possible:
             raise self._impossible(relation, by)
@@ -216,19 +220,6 @@ class _Attempt:
         self._chosen[package.name] = package
         self._asked_by[package.name] = by
         self._fresh.append(package)
-
-    def _late(self, name: str, constraint: _Constraint) -> Exception:
-        """A new start with the constraint, unless it was known: then no version is allowed by all."""
-        known = self._constraints.get(name, ())
-        candidates = self._index.candidates(name)
-        if constraint in known or not any(constraint.allows(each) and self._allowed(each) for each in candidates):
-            first = _Constraint(Relation(name), self._asked_by[name] or "the profile")
-            reasons = "; ".join(dict.fromkeys(map(str, (*known, constraint) if known else (first, constraint))))
-            return ResolutionError(
-                f"no version of {name} satisfies all: {reasons}{self._chain(constraint.by)}; "
-                f"there is {_versions(candidates)}, and {self._chosen[name].version} was chosen"
-            )
-        return _LateError(name, constraint)
 
     def _impossible(self, relation: Relation, by: str) -> ResolutionError:
         name = relation.name
