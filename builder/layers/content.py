@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 
 from builder.errors import HostileInputError
-from builder.layers.tar import Content, Inline, Region
+from builder.layers.tar import Content, Inline, Member, Region
 
 
 def read(content: Content, limit: int) -> bytes:
@@ -13,7 +13,7 @@ def read(content: Content, limit: int) -> bytes:
     if isinstance(content, Inline):
         return content.data
     label = content.label or str(content.path)
-    if content.size > limit:
+    if max(content.size, _packed_size(content)) > limit:
         raise HostileInputError(f"{label}: larger than any file of its kind ({content.size} bytes)")
     with content.path.open("rb") as file:
         file.seek(content.offset)
@@ -26,8 +26,18 @@ def read(content: Content, limit: int) -> bytes:
     return data
 
 
+def _packed_size(content: Region | Member) -> int:
+    return content.size if isinstance(content, Region) else content.compressed_size
+
+
 def _inflate(data: bytes, size: int, label: str) -> bytes:
+    inflate = zlib.decompressobj(-15)
     try:
-        return zlib.decompressobj(-15).decompress(data, size + 1)
+        inflated = inflate.decompress(data, size + 1)
     except zlib.error as error:
         raise HostileInputError(f"{label}: its compressed data is damaged ({error})") from error
+    if inflate.eof and inflate.unused_data:
+        raise HostileInputError(f"{label}: {len(inflate.unused_data)} bytes follow its compressed data")
+    if not inflate.eof and len(inflated) <= size:
+        raise HostileInputError(f"{label}: its compressed data is cut off")
+    return inflated

@@ -42,7 +42,7 @@ class GzipMember:
         self._windows = windows
         self._span_size = span_size
         self._last_checkpoint = 0
-        self._inflate = Inflate()
+        self._inflate = Inflate(engine())
         self._compressor = Compressor()
         self._crc32 = engine().crc32
         self._crc = 0
