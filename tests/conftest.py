@@ -13,7 +13,7 @@ from pathlib import Path
 import judges
 import pytest
 import world as worlds
-from world import World
+from world import Real, World
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,3 +76,9 @@ def small(world: World) -> Path:
     done = worlds.run(["publish", path, "oci:out"], path.parent, world.environment(world.root / "cache"))
     assert done.code == 0, done.err
     return path
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
+    """tests/data/real.yaml, built from its lock: Debian's own interpreter, numpy and its bytecode."""
+    return Real.publish(ROOT / "tests/data/real.yaml", tmp_path_factory.mktemp("real"))

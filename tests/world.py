@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,10 @@ import debarchive
 import indexserver
 from debarchive import Item, Signer, Suite, folder, symlink
 from indexserver import IndexServer
+
+from builder import lock as locks
+from builder.lock import Lock, LockedFile
+from builder.store import Store
 
 BUILD = Path(sys.executable).with_name("build")
 CREATED = "1700000000"
@@ -87,7 +92,9 @@ def run(
 ) -> Done:
     """Runs `build ARGUMENTS` in a child."""
     argv = [*prefix, str(build), *map(str, arguments)]
-    done = subprocess.run(argv, cwd=cwd, env=dict(environment), capture_output=True, text=True, umask=umask, check=False)
+    done = subprocess.run(
+        argv, cwd=cwd, env=dict(environment), capture_output=True, text=True, umask=umask, check=False
+    )
     return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -167,7 +174,7 @@ def world(root: Path) -> Iterator[World]:
 def _write_suites(archive: Path, signer: Signer) -> None:
     stanzas = [_stanza(path) for path in sorted((archive / "pool").iterdir())]
     for suite in (Suite("bookworm", stanzas), Suite("bookworm-updates"), Suite("bookworm-security")):
-        subprocess.run(["rm", "-rf", str(archive / "dists" / suite.name)], check=True)
+        shutil.rmtree(archive / "dists" / suite.name, ignore_errors=True)
         suite.write(archive, signer.sign(suite.release().encode(), "archive"))
 
 
@@ -176,7 +183,9 @@ def _stanza(path: Path) -> str:
     data = path.read_bytes()
     (control,) = (line for line in data.split(b"\0\0") if b"Package: " in line)
     text = control.strip(b"\0").decode()
-    return f"{text.strip()}\nFilename: pool/{path.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
+    return (
+        f"{text.strip()}\nFilename: pool/{path.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
+    )
 
 
 def package(name: str, version: str, items: Sequence[Item], **fields: str) -> bytes:
@@ -191,7 +200,12 @@ def _debs() -> list[bytes]:
         package(
             "base-files",
             "12.4",
-            [folder("./etc"), Item("./etc/debian_version", b"12.5\n"), folder("./tmp", 0o1777), symlink("./lib", "usr/lib")],
+            [
+                folder("./etc"),
+                Item("./etc/debian_version", b"12.5\n"),
+                folder("./tmp", 0o1777),
+                symlink("./lib", "usr/lib"),
+            ],
         ),
         package("libc6", "2.36-9", [folder("./lib"), Item("./lib/x86_64-linux-gnu/libc.so.6", words, mode=0o755)]),
         package("hello", "2.10-3", [Item("./usr/bin/hello", b"#!/bin/true\n", mode=0o755)], depends="libc6 (>= 2.34)"),
@@ -220,3 +234,40 @@ def _wheels() -> list[indexserver.Archive]:
         indexserver.wheel("beta", "1.1", requires=["gamma"]),
         indexserver.wheel("gamma", "3.0"),
     ]
+
+
+@dataclass(frozen=True)
+class Real:
+    """A profile of real packages, published to a layout from a store of its own, where every layer was packed anew."""
+
+    profile: Path
+    out: Path
+    cache: Path
+    digest: str
+
+    @classmethod
+    def publish(cls, profile: Path, root: Path) -> Real:
+        """Publishes it below `root`. Inputs come from this user's own store, as far as they are there, and are left in it."""
+        kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerwright"
+        mirrors = f"{os.environ.get('LAYERWRIGHT_MIRRORS', '')} {kept}"
+        environment = {**os.environ, "XDG_CACHE_HOME": str(root / "cache"), "LAYERWRIGHT_MIRRORS": mirrors}
+        done = run(["publish", "-q", profile, f"oci:{root / 'out'}"], root, environment)
+        assert done.code == 0, done.err
+        keep(profile.with_suffix(".lock.json"), Store(root / "cache/layerwright"), Store(kept))
+        return cls(profile, root / "out", root / "cache", done.digest)
+
+
+def keep(lock: Path, store: Store, other: Store) -> None:
+    """Puts the inputs of a lock that are in `store` into the other one, too."""
+    for file in locked_files(locks.parse(lock.read_text(), str(lock))):
+        if store.has(file.digest) and not other.has(file.digest):
+            with other.temporary() as path:
+                shutil.copyfile(store.path(file.digest), path)
+                other.adopt(path, file.digest)
+
+
+def locked_files(lock: Lock) -> Iterator[LockedFile]:
+    """The .debs and wheels of a lock."""
+    for platform in lock.platforms:
+        yield from (deb.file for deb in (platform.debian.packages if platform.debian else ()))
+        yield from (wheel.file for wheel in (platform.python.wheels if platform.python else ()))

@@ -1,0 +1,220 @@
+"""The promise: one lock is one image, whoever builds it, wherever and whenever."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import judges
+import pytest
+from layouts import Layout
+from world import BUILD, Real, World, run, write_project
+
+from builder.layers import deflate
+
+NO_ZLIB_NG = "raise ImportError('hidden by a test')\n"
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What is unlike the first build. `umask` and `backwards` are about how the profile's folder is written, too."""
+
+    prefix: Sequence[str] = ()
+    environ: dict[str, str] = field(default_factory=dict)
+    options: Sequence[str] = ()
+    umask: int = 0o022
+    backwards: bool = False
+    parent: str | None = None
+
+
+VARIATIONS = {
+    "2031": Variation(["faketime", "2031-02-03 04:05:06"]),
+    "1999": Variation(["faketime", "1999-12-31 23:59:59"]),
+    "zone": Variation(environ={"TZ": "Asia/Kathmandu"}),
+    "locale": Variation(environ={"LANG": "tr_TR.UTF-8", "LC_ALL": "C", "PYTHONUTF8": "0"}),
+    "no locale": Variation(environ={"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}),
+    "umask 000": Variation(umask=0o000),
+    "umask 077": Variation(umask=0o077),
+    "one CPU": Variation(["taskset", "-c", str(min(os.sched_getaffinity(0)))]),
+    "hash seed 1": Variation(environ={"PYTHONHASHSEED": "1"}),
+    "hash seed 4242": Variation(environ={"PYTHONHASHSEED": "4242"}),
+    "optimised": Variation(environ={"PYTHONOPTIMIZE": "2", "PYTHONDONTWRITEBYTECODE": "1"}),
+    "development mode": Variation(environ={"PYTHONDEVMODE": "1", "PYTHONMALLOC": "debug"}),
+    "backwards": Variation(backwards=True),
+    "in memory": Variation(parent="/dev/shm"),
+    "user name": Variation(environ={"USER": "somebody", "LOGNAME": "somebody", "HOSTNAME": "elsewhere"}),
+    "a date of another": Variation(environ={"SOURCE_DATE_EPOCH": "1"}),
+    "one job": Variation(options=["--jobs", "1"]),
+    "many jobs": Variation(options=["--jobs", "64"]),
+}
+
+
+@pytest.mark.parametrize("name", VARIATIONS)
+def test_the_same_image_with_another(name: str, world: World, small: Path, tmp_path: Path) -> None:
+    variation = VARIATIONS[name]
+    if variation.prefix:
+        judges.require(variation.prefix[0])
+    if variation.parent and not os.access(variation.parent, os.W_OK):
+        pytest.skip(f"{variation.parent} cannot be written")
+    with tempfile.TemporaryDirectory(dir=variation.parent or tmp_path) as parent:
+        profile = copied(small, Path(parent) / "elsewhere" / "project", variation)
+        home = Path(parent) / "home"
+        home.mkdir()
+        environ = offline(world, Path(parent) / "cache", HOME=str(home)) | variation.environ
+        out = Path(parent) / "layout"
+        argv = ["publish", *variation.options, profile, f"oci:{out}"]
+        done = run(argv, home, environ, prefix=variation.prefix, umask=variation.umask)
+        assert done.digest == first(small)
+        assert Layout(out).blobs() == Layout(small.parent / "out").blobs()
+
+
+def test_the_same_image_by_another_user(world: World, small: Path) -> None:
+    with everybodys_folder() as parent:
+        prefix = other_user(parent)
+        profile = copied(small, parent / "project", Variation())
+        shutil.copytree(world.root / "cache/layerwright/sha256", parent / "mirror/sha256")
+        work = parent / "work"
+        work.mkdir()
+        work.chmod(0o777)
+        environ = offline(world, work / "cache", HOME=str(work), LAYERWRIGHT_CONFIG=str(work / "none"))
+        environ["LAYERWRIGHT_MIRRORS"] = str(parent / "mirror")
+        done = run(["publish", profile, f"oci:{work / 'layout'}"], work, environ, prefix=prefix)
+        assert done.digest == first(small)
+        assert Layout(work / "layout").blobs() == Layout(small.parent / "out").blobs()
+
+
+def test_the_same_image_by_another_python(world: World, small: Path, other_build: Path, tmp_path: Path) -> None:
+    environ = offline(world, tmp_path / "cache")
+    done = run(["publish", small, f"oci:{tmp_path / 'layout'}"], tmp_path, environ, build=other_build)
+    assert done.digest == first(small)
+    assert Layout(tmp_path / "layout").blobs() == Layout(small.parent / "out").blobs()
+
+
+def test_the_same_image_from_a_store_with_other_layers(world: World, small: Path, tmp_path: Path) -> None:
+    """Layers of another span size, and without an index, were made from the same inputs before."""
+    environ = world.environment(tmp_path / "cache", LAYERWRIGHT_MIRRORS=str(world.root / "cache/layerwright"))
+    text = small.read_text()
+    digests = set()
+    for number, soci in enumerate(("{span-size: 64KiB, min-layer-size: 0}", "false")):
+        before, _, _ = text.partition("publish:")
+        other = write_project(tmp_path / str(number), f"{before}publish: {{soci: {soci}}}\n")
+        digests.add(run(["publish", other, f"oci:{tmp_path / 'others'}:{number}"], tmp_path, environ).digest)
+    done = run(["publish", small, f"oci:{tmp_path / 'layout'}"], tmp_path, environ)
+    assert done.digest == first(small)
+    assert digests.isdisjoint({first(small)})
+    assert len(digests) == 2
+    assert Layout(tmp_path / "layout").blobs() == Layout(small.parent / "out").blobs()
+
+
+def test_two_builds_of_real_packages_that_share_nothing(real: Real, other_build: Path, tmp_path: Path) -> None:
+    """Everything at once, with bytecode: clock, zone, locale, umask, home, place, CPUs, hash seed, order of files, user's
+    name, Python and inflate engine."""
+    for judge in ("faketime", "taskset"):
+        judges.require(judge)
+    stub = tmp_path / "stub"
+    (stub / "zlib_ng").mkdir(parents=True)
+    (stub / "zlib_ng/__init__.py").write_text(NO_ZLIB_NG)
+    one_cpu = ["taskset", "-c", str(max(os.sched_getaffinity(0)))]
+    hidden = {"PYTHONPATH": str(stub)}
+    children = {
+        "east": (
+            Variation(["faketime", "2031-02-03 04:05:06", *one_cpu], {"PYTHONHASHSEED": "1", **hidden}, umask=0o077),
+            {"TZ": "Pacific/Kiritimati", "LC_ALL": "C.UTF-8", "USER": "east", "LOGNAME": "east"},
+            BUILD,
+        ),
+        "west": (
+            Variation(["faketime", "1999-12-31 23:59:59"], {"PYTHONHASHSEED": "77"}, umask=0o000, backwards=True),
+            {"TZ": "Pacific/Pago_Pago", "LC_ALL": "POSIX", "USER": "west", "LOGNAME": "west"},
+            other_build,
+        ),
+    }
+    for name, (variation, environ, build) in children.items():
+        root = tmp_path / name / "some where"
+        profile = copied(real.profile, root / "project", variation)
+        home = root / "home"
+        home.mkdir()
+        environ |= {"HOME": str(home), "XDG_CACHE_HOME": str(root / "cache"), "PATH": os.environ["PATH"]}
+        environ |= {"LAYERWRIGHT_MIRRORS": str(real.cache / "layerwright"), **variation.environ}
+        argv = ["publish", "--offline", profile, f"oci:{root / 'layout'}"]
+        done = run(argv, home, environ, prefix=variation.prefix, build=build, umask=variation.umask)
+        assert done.digest == real.digest, name
+        assert Layout(root / "layout").blobs() == Layout(real.out).blobs(), name
+
+
+def test_the_other_engine_is_really_another_one(tmp_path: Path) -> None:
+    """Otherwise the test above compares an engine with itself."""
+    (tmp_path / "zlib_ng").mkdir()
+    (tmp_path / "zlib_ng/__init__.py").write_text(NO_ZLIB_NG)
+    program = "from builder.layers.deflate import engine; print(engine().name)"
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for path in ("", str(tmp_path))
+    }
+    assert names == {deflate.engine().name, "zlib"}
+
+
+def first(profile: Path) -> str:
+    """The digest of the first build, which the session's fixture made."""
+    index = json.loads((profile.parent / "out/index.json").read_bytes())
+    return str(index["manifests"][0]["digest"])
+
+
+def offline(world: World, cache: Path, **more: str) -> dict[str, str]:
+    """A new store that takes its inputs from that of the first build, and no network."""
+    mirror = str(world.root / "cache/layerwright")
+    return world.environment(cache, LAYERWRIGHT_MIRRORS=mirror, LAYERWRIGHT_OFFLINE="1", **more)
+
+
+def copied(profile: Path, target: Path, variation: Variation) -> Path:
+    """The profile's folder as another checkout would have it, written in sorted or reverse order under a umask."""
+    paths = [path for path in profile.parent.rglob("*") if "out" not in path.relative_to(profile.parent).parts[:1]]
+    target.mkdir(parents=True)
+    for path in sorted(paths, reverse=variation.backwards):
+        copy = target / path.relative_to(profile.parent)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            copy.symlink_to(os.readlink(path))
+        elif path.is_file():
+            copy.write_bytes(path.read_bytes())
+            copy.chmod((0o777 if path.stat().st_mode & 0o100 else 0o666) & ~variation.umask)
+    return target / profile.name
+
+
+@contextmanager
+def everybodys_folder() -> Iterator[Path]:
+    """A folder that other users can look into, as pytest's are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def other_user(folder: Path) -> list[str]:
+    """What to put before a command so that somebody else runs it: another user if we are root, else one without a name."""
+    nobody = pwd.getpwnam("nobody")
+    candidates = [
+        ["setpriv", "--reuid", str(nobody.pw_uid), "--regid", str(nobody.pw_gid), "--clear-groups"],
+        ["unshare", "--user"],
+    ]
+    for candidate in candidates:
+        argv = [*candidate, str(BUILD), "--version"]
+        if (
+            shutil.which(candidate[0])
+            and subprocess.run(argv, cwd=folder, capture_output=True, check=False).returncode == 0
+        ):
+            return candidate
+    pytest.skip("neither setpriv nor unshare gives us another user who can run this Python")
