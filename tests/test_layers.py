@@ -473,7 +473,10 @@ def test_the_bytes_are_those_of_the_format(spool: Spool, tmp_path: Path) -> None
     assert (str(result.digest), str(result.diff_id)) == GOLDEN
 
 
-GOLDEN = ("sha256:", "sha256:")
+GOLDEN = (
+    "sha256:a31545f10cf536ec5eef7b7992f7ab61a16fcf6d55051a4bf846d59bd0369fb9",
+    "sha256:fb630dc4b82d6ad6fd780225be3e41f5d1b2b0dd35f5aff01b22cdee3d8ce6d9",
+)
 
 
 # Lies.
