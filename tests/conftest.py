@@ -82,3 +82,9 @@ def small(world: World) -> Path:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     """tests/data/real.yaml, built from its lock: Debian's own interpreter, numpy and its bytecode."""
     return Real.publish(ROOT / "tests/data/real.yaml", tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="session")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Real:
+    """tests/data/both.yaml, built from its lock for two architectures."""
+    return Real.publish(ROOT / "tests/data/both.yaml", tmp_path_factory.mktemp("both"))

@@ -16,7 +16,11 @@ from builder.oci.digest import Digest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path(__file__).with_name("golden.json")
-PROFILES = {"real": ROOT / "tests/data/real.yaml", "ocr": ROOT / "profiles/ocr.yaml"}
+PROFILES = {
+    "real": ROOT / "tests/data/real.yaml",
+    "both": ROOT / "tests/data/both.yaml",
+    "ocr": ROOT / "profiles/ocr.yaml",
+}
 
 
 def description(published: Real) -> dict[str, Any]:

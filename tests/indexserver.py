@@ -44,6 +44,7 @@ def wheel(
     extras: Mapping[str, Sequence[str]] | None = None,
     python: str = ">=3.8",
     files: Mapping[str, bytes] | None = None,
+    method: int = zipfile.ZIP_DEFLATED,
 ) -> Archive:
     """A small wheel that installs; `files` are further members."""
     stem = f"{project.replace('-', '_')}-{version}"
@@ -65,7 +66,7 @@ def wheel(
         for name, data in members.items():
             info = zipfile.ZipInfo(name)
             info.external_attr = 0o100644 << 16
-            archive.writestr(info, data, zipfile.ZIP_DEFLATED)
+            archive.writestr(info, data, method)
     return Archive(f"{stem}{'-' + build if build else ''}-{tag}.whl", file.getvalue())
 
 
