@@ -124,17 +124,18 @@ def _directory(file: BinaryIO, archive: str) -> tuple[int, Sequence[_Record]]:
 
 def _end_record(tail: bytes, archive: str) -> int:
     """Where in the last bytes of the file the one end-of-directory record is whose comment reaches to the end."""
-    at, fitting = tail.rfind(_EOCD_MAGIC), []
-    if at < 0:
+    last, fitting = tail.rfind(_EOCD_MAGIC), []
+    if last < 0:
         raise HostileInputError(f"{archive}: not a zip archive, or cut off: it has no end-of-directory record")
+    at = last
     while at >= 0:
         if at + _EOCD.size <= len(tail) and at + _EOCD.size + _EOCD.unpack_from(tail, at)[7] == len(tail):
             fitting.append(at)
         at = tail.rfind(_EOCD_MAGIC, 0, at)
-    if len(fitting) != 1:
+    if fitting != [last]:
         reason = "it has two end-of-directory records" if fitting else "bytes follow its end-of-directory record"
         raise HostileInputError(f"{archive}: {reason}")
-    return fitting[0]
+    return last
 
 
 def _directory64(file: BinaryIO, position: int, archive: str) -> tuple[int, tuple[int, ...]] | None:
