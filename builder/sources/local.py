@@ -84,16 +84,17 @@ def _scan(root: Path, copy: Copy) -> Iterator[LockedLocal]:
             to = copy.to + top.name if copy.to.endswith("/") else copy.to
             yield _local(top.resolve(strict=True), copy.source, to, copy.mode, top)
     except OSError as error:
+        where = os.path.relpath(error.filename, root) if isinstance(error.filename, str) else copy.source
         raise BuilderError(
-            f"files: {copy.source}: {error.strerror or error}", hint="correct `from` in the profile"
+            f"files: {where}: {error.strerror or error}", hint="correct `from` in the profile"
         ) from error
 
 
 def _check_inside(root: Path, top: Path, source: str) -> None:
     """A path that is written without `..` may not leave the profile's folder by a symlink."""
-    if ".." not in Path(source).parts and not top.resolve().is_relative_to(root.resolve()):
+    if ".." not in Path(source).parts and not _real(top).is_relative_to(_real(root)):
         raise BuilderError(
-            f"files: {source} leads out of the profile's folder by a symlink, to {top.resolve()}",
+            f"files: {source} leads out of the profile's folder by a symlink, to {_real(top)}",
             hint="write the real path, with ../, if that is meant",
         )
 
@@ -120,10 +121,7 @@ def _matches(relative: str, name: str, exclude: Sequence[str]) -> bool:
 
 
 def _local(path: Path, source: str, to: str, mode: str | None, top: Path) -> LockedLocal:
-    try:
-        to.encode()
-    except UnicodeEncodeError as error:
-        raise BuilderError(f"files: {source!r}: its name is not UTF-8", hint="rename it, or exclude it") from error
+    _check_encodable(to, source)
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         return LockedLocal(to, source, "0777", target=_target(path, source, top))
@@ -138,6 +136,20 @@ def _local(path: Path, source: str, to: str, mode: str | None, top: Path) -> Loc
 def _target(path: Path, source: str, top: Path) -> str:
     target = os.readlink(path)
     place = Path(os.path.normpath(path.parent / target))
-    if os.path.isabs(target) or not place.is_relative_to(top) or not path.resolve().is_relative_to(top.resolve()):
-        raise BuilderError(f"files: {source} is a symlink that leads out of {top.name}, to {target}", hint=_SPECIAL)
+    inside = place.is_relative_to(os.path.normpath(top)) and _real(path).is_relative_to(_real(top))
+    if os.path.isabs(target) or not inside:
+        raise BuilderError(f"files: {source} is a symlink that leads out of {top.name}, to {target!r}", hint=_SPECIAL)
+    _check_encodable(target, f"{source}: the target of this symlink")
     return target
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads; a chain of symlinks without an end leads to itself, where Path.resolve would raise."""
+    return Path(os.path.realpath(path))
+
+
+def _check_encodable(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BuilderError(f"files: {what!r} is not UTF-8", hint="rename it, or exclude it") from error

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.utils import InvalidName, canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from builder.errors import HostileInputError
 from builder.layers.content import read
@@ -30,6 +31,8 @@ _INSTALLER = b"layerwright\n"
 _MAX_METADATA = 64 << 20
 _ALGORITHMS = ("sha256", "sha384", "sha512")
 _SIGNATURES = ("RECORD.jws", "RECORD.p7s")
+_MAX_SCRIPT_NAME = 255
+_SHEBANG = re.compile(rb"#!pythonw?[\d.]*((?:\s.*)?)")
 _REFERENCE = re.compile(r"(?P<module>[\w.]+)\s*:\s*(?P<attribute>[\w.]+)\s*(\[.*\])?")
 _SCRIPT_NAME = re.compile(r"[^/\\\s\x00-\x1f]([^/\\\x00-\x1f]*[^/\\\s\x00-\x1f])?")
 
@@ -69,9 +72,9 @@ def install(path: Path, archive: str, name: str, version: str, python: str) -> W
         metadata = _Metadata(path, archive, members)
         _check_wheel_version(metadata.text(f"{dist_info}/WHEEL"), archive)
         recorded = _recorded(metadata.text(f"{dist_info}/RECORD"), dist_info, members, archive)
-        placed = _Places(dist_info, python, archive)
+        places = _Places(dist_info, python, archive)
         files = [
-            _installed(member, placed.of(member.name), recorded[member.name], path, metadata, archive)
+            _installed(member, *places.of(member.name), recorded[member.name], path, metadata, archive)
             for member in members.values()
             if member.name.removeprefix(dist_info + "/") not in ("RECORD", "INSTALLER", *_SIGNATURES)
         ]
@@ -79,7 +82,7 @@ def install(path: Path, archive: str, name: str, version: str, python: str) -> W
             files += _entry_points(metadata.text(f"{dist_info}/entry_points.txt"), archive)
     site = site_packages(python)
     files.append(_generated(f"{site}/{dist_info}/INSTALLER", _INSTALLER))
-    _check_unique(files, archive)
+    _check_unique([*(file.entry.path for file in files), f"{site}/{dist_info}/RECORD"], archive)
     modules = sorted(
         file.entry.path
         for file in files
@@ -125,21 +128,22 @@ def _dist_info(members: Iterable[str], archive: str, name: str, version: str) ->
     found = sorted({member.partition("/")[0] for member in members if ".dist-info/" in member.partition("/")[0] + "/"})
     if len(found) != 1:
         raise HostileInputError(f"{archive}: a wheel has one .dist-info directory, this one has {len(found)}")
-    project, _, release = found[0].removesuffix(".dist-info").rpartition("-")
-    try:
-        same = canonicalize_name(project, validate=True) == canonicalize_name(name)
-    except InvalidName:
-        same = False
-    if not same or _loose(release) != _loose(version):
+    stem = found[0].removesuffix(".dist-info")
+    if _identity(stem) != _identity(f"{canonicalize_name(name).replace('-', '_')}-{version}"):
         raise HostileInputError(
-            f"{archive}: it is {project} {release} by its metadata, but the lock says {name} {version}"
+            f"{archive}: it is {' '.join(stem.rsplit('-', 1))} by its metadata, but the lock says {name} {version}"
         )
     return found[0]
 
 
-def _loose(version: str) -> str:
-    """A version as file names may spell it."""
-    return version.lower().replace("_", "+").replace("-", "+")
+def _identity(stem: str) -> tuple[str, str]:
+    """The project and version in the `name-version` of a metadata directory, so that all spellings of them are equal."""
+    project, _, release = stem.rpartition("-")
+    try:
+        # A local version's `+` may be spelled `_`, as in older names of wheels.
+        return canonicalize_name(project, validate=True), str(Version(release.replace("_", "+")))
+    except (InvalidName, InvalidVersion):
+        return project, release
 
 
 def _check_wheel_version(text: str, archive: str) -> None:
@@ -153,21 +157,25 @@ def _recorded(
 ) -> dict[str, tuple[str, str] | None]:
     """What RECORD says of each member: (hash, size) as text. Every file has to be there, and nothing else."""
     recorded: dict[str, tuple[str, str] | None] = {}
-    for row in csv.reader(io.StringIO(text)):
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise HostileInputError(f"{archive}: RECORD cannot be read: {error}") from error
+    unhashable = {f"{dist_info}/{name}" for name in ("RECORD", *_SIGNATURES)}
+    for row in rows:
         if len(row) != 3:
             raise HostileInputError(f"{archive}: RECORD has the row {row!r}, which is not path, hash, size")
         path, hashed, size = row
         if path in recorded:
             raise HostileInputError(f"{archive}: RECORD lists {path} twice")
-        unhashed = path == f"{dist_info}/RECORD" or path.rpartition("/")[2] in _SIGNATURES
-        if not hashed and not unhashed:
+        if not hashed and path not in unhashable:
             raise HostileInputError(f"{archive}: RECORD has no hash for {path}")
         if path not in members:
             raise HostileInputError(f"{archive}: RECORD lists {path}, which is not in the wheel")
         if size and size != str(members[path].size):
             raise HostileInputError(f"{archive}: RECORD says that {path} has {size} bytes, it has {members[path].size}")
         recorded[path] = (hashed, str(members[path].size)) if hashed else None
-    missing = sorted(name for name in members if name not in recorded and name.rpartition("/")[2] not in _SIGNATURES)
+    missing = sorted(set(members) - set(recorded) - (unhashable - {f"{dist_info}/RECORD"}))
     if missing:
         raise HostileInputError(f"{archive}: RECORD does not list {missing[0]}, which is in the wheel")
     return recorded
@@ -177,8 +185,9 @@ class _Places:
     """Where the members of a wheel belong in the image."""
 
     def __init__(self, dist_info: str, python: str, archive: str) -> None:
-        self._data = dist_info.removesuffix(".dist-info") + ".data/"
-        project = dist_info.removesuffix(".dist-info").rpartition("-")[0]
+        stem = dist_info.removesuffix(".dist-info")
+        project = stem.rpartition("-")[0]
+        self._identity = _identity(stem)
         self._archive = archive
         site = site_packages(python)
         self._site = site
@@ -190,19 +199,21 @@ class _Places:
             "data": VENV,
         }
 
-    def of(self, name: str) -> str:
-        """The path in the image."""
-        if not name.startswith(self._data):
-            return f"{self._site}/{name}"
-        scheme, _, rest = name.removeprefix(self._data).partition("/")
+    def of(self, name: str) -> tuple[str, bool]:
+        """The path in the image, and whether it is a script."""
+        top, _, below = name.partition("/")
+        if not top.endswith(".data") or not below or _identity(top.removesuffix(".data")) != self._identity:
+            return f"{self._site}/{name}", False
+        scheme, _, rest = below.partition("/")
         if scheme not in self._schemes or not rest:
             raise HostileInputError(f"{self._archive}: {name} belongs to no known scheme ({', '.join(self._schemes)})")
-        return f"{self._schemes[scheme]}/{rest}"
+        return f"{self._schemes[scheme]}/{rest}", scheme == "scripts"
 
 
 def _installed(
     member: ZipMember,
     place: str,
+    is_script: bool,
     recorded: tuple[str, str] | None,
     path: Path,
     metadata: _Metadata,
@@ -211,16 +222,14 @@ def _installed(
     if recorded is None:
         raise HostileInputError(f"{archive}: RECORD has no hash for {member.name}")
     check = _hash(recorded[0], member.name, archive)
-    is_script = place.startswith(f"{VENV}/bin/")
     if is_script and member.size <= _MAX_METADATA:
         data = metadata.bytes(member)
         if hashlib.new(check[0], data).hexdigest() != check[1]:
             raise HostileInputError(f"{archive}: {member.name}: it has another {check[0]} than RECORD says")
         line, newline, rest = data.partition(b"\n")
-        if re.fullmatch(rb"#!pythonw?(\s.*)?", line.rstrip(b"\r")):
-            arguments = line.rstrip(b"\r").partition(b" ")[2].strip()
-            shebang = b"#!" + INTERPRETER.encode() + (b" " + arguments if arguments else b"")
-            return _generated(place, shebang + newline + rest, 0o755)
+        if shebang := _SHEBANG.fullmatch(line.rstrip(b"\r")):
+            command = b" ".join(filter(None, (INTERPRETER.encode(), shebang[1].strip())))
+            return _generated(place, b"#!" + command + newline + rest, 0o755)
     mode = 0o755 if is_script or member.executable else 0o644
     content = member.content(path, archive, check)
     return Installed(Entry(place, mode=mode, content=content), recorded)
@@ -253,7 +262,8 @@ def _entry_points(text: str, archive: str) -> list[Installed]:
     for section in ("console_scripts", "gui_scripts"):
         for name, reference in parser.items(section) if parser.has_section(section) else ():
             match = _REFERENCE.fullmatch(reference.strip())
-            if not match or not _SCRIPT_NAME.fullmatch(name) or name in (".", ".."):
+            named = _SCRIPT_NAME.fullmatch(name) and name not in (".", "..") and len(name.encode()) <= _MAX_SCRIPT_NAME
+            if not match or not named:
                 raise HostileInputError(f"{archive}: the entry point {name!r} = {reference!r} cannot be a script")
             scripts.append(_generated(f"{VENV}/bin/{name}", _script(match["module"], match["attribute"]), 0o755))
     return scripts
@@ -276,12 +286,12 @@ def _generated(path: str, data: bytes, mode: int = 0o644) -> Installed:
     return Installed(Entry(path, mode=mode, content=Inline(data)), (f"sha256={digest}", str(len(data))))
 
 
-def _check_unique(files: Sequence[Installed], archive: str) -> None:
+def _check_unique(paths: Iterable[str], archive: str) -> None:
     seen: set[str] = set()
-    for file in files:
-        if file.entry.path in seen:
-            raise HostileInputError(f"{archive}: it installs /{file.entry.path} twice")
-        seen.add(file.entry.path)
+    for path in paths:
+        if path in seen:
+            raise HostileInputError(f"{archive}: it installs /{path} twice")
+        seen.add(path)
 
 
 def _relative(path: str, site: str) -> str:
