@@ -331,7 +331,7 @@ def test_a_real_environment(tmp_path: Path) -> None:
     script = venv / "bin/demo"
     assert os.access(script, os.X_OK)
     code = "import importlib.metadata as m; print(m.version('demo'), all(f.locate().exists() for f in m.files('demo')))"
-    for command, status, expected in (
+    runs: list[tuple[list[str | Path], int, str]] = [
         (
             [venv / "bin/python", script, "a"],
             7,
