@@ -209,6 +209,7 @@ def _debs() -> list[bytes]:
         ),
         package("libc6", "2.36-9", [folder("./lib"), Item("./lib/x86_64-linux-gnu/libc.so.6", words, mode=0o755)]),
         package("hello", "2.10-3", [Item("./usr/bin/hello", b"#!/bin/true\n", mode=0o755)], depends="libc6 (>= 2.34)"),
+        package("tool", "1.0", [Item("./usr/bin/tool", b"#!/bin/true\n", mode=0o755)]),
         package(
             "python3.11",
             "3.11.2-6",
@@ -233,6 +234,8 @@ def _wheels() -> list[indexserver.Archive]:
         indexserver.wheel("beta", "1.0", requires=["gamma"]),
         indexserver.wheel("beta", "1.1", requires=["gamma"]),
         indexserver.wheel("gamma", "3.0"),
+        indexserver.wheel("moving-one", "1.0"),
+        indexserver.wheel("moving-two", "1.0"),
     ]
 
 

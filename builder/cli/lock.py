@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -12,6 +13,8 @@ from builder.cli.work import Work
 from builder.errors import StaleLockError, UsageError
 from builder.lock import Lock, LockedPlatform
 from builder.resolve import staleness
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 @click.command(
@@ -28,6 +31,10 @@ def lock(context: Context, profile: Path, names: tuple[str, ...], upgrade: bool,
     """Prints the path of the lock, and on stderr what moved."""
     if names and not upgrade:
         raise UsageError(f"what is to happen with {', '.join(names)}?", hint="add --upgrade to move these packages")
+    if odd := [name for name in names if not _NAME.fullmatch(name)]:
+        raise UsageError(
+            f"{odd[0]!r} is no name of a package", hint="give names alone, versions belong into the profile"
+        )
     if check and upgrade:
         raise UsageError("--check changes nothing, --upgrade does", hint="leave one of them out")
     work = Work.open(context, profile)
