@@ -82,7 +82,7 @@ def _scan(root: Path, copy: Copy) -> Iterator[LockedLocal]:
                 yield _local(top / relative, f"{copy.source.rstrip('/')}/{relative}", to, copy.mode, top)
         else:
             to = copy.to + top.name if copy.to.endswith("/") else copy.to
-            yield _local(top.resolve(strict=True), copy.source, to, copy.mode, top)
+            yield _local(Path(os.path.realpath(top, strict=True)), copy.source, to, copy.mode, top)
     except OSError as error:
         where = os.path.relpath(error.filename, root) if isinstance(error.filename, str) else copy.source
         raise BuilderError(
@@ -135,12 +135,21 @@ def _local(path: Path, source: str, to: str, mode: str | None, top: Path) -> Loc
 
 def _target(path: Path, source: str, top: Path) -> str:
     target = os.readlink(path)
-    place = Path(os.path.normpath(path.parent / target))
-    inside = place.is_relative_to(os.path.normpath(top)) and _real(path).is_relative_to(_real(top))
-    if os.path.isabs(target) or not inside:
+    climbs = os.path.isabs(target) or _climbs(target, len(path.relative_to(top).parts) - 1)
+    if climbs or not _real(path).is_relative_to(_real(top)):
         raise BuilderError(f"files: {source} is a symlink that leads out of {top.name}, to {target!r}", hint=_SPECIAL)
     _check_encodable(target, f"{source}: the target of this symlink")
     return target
+
+
+def _climbs(target: str, depth: int) -> bool:
+    """Whether a target that is read `depth` folders below the top leads above it, even if only to come back by name: in the
+    image the top has another name."""
+    for part in target.split("/"):
+        depth += -1 if part == ".." else part not in ("", ".")
+        if depth < 0:
+            return True
+    return False
 
 
 def _real(path: Path) -> Path:
