@@ -3,80 +3,30 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.errors import HostileInputError, StaleLockError
+from builder import workers
 from builder.fetch import Fetcher
-from builder.layers.merge import CollisionError, Origin, merge
-from builder.layers.pack import PackedLayer, pack
-from builder.layers.tar import Entry, Inline, Kind
-from builder.lock import LockedFile, LockedTemplate
+from builder.image import Assembled, BuiltLayer, Image
+from builder.layers.merge import CollisionError
+from builder.layers.tar import Kind
+from builder.lock import LockedFile
 from builder.oci import config, spec
 from builder.oci.digest import Digest
-from builder.oci.spec import Descriptor, Platform
-from builder.parallel import Stop, for_each
+from builder.oci.spec import Descriptor
+from builder.packing import UNITS, Folder, Packer, limit_compilers
 from builder.plan import FilesLayer, Layer, Plan, PlatformPlan, SystemLayer, WheelLayer, inputs
 from builder.progress import Progress
-from builder.soci import index, ztoc
+from builder.soci import index
 from builder.soci.index import Converted, PlainImage
-from builder.sources import local, system, wheels
-from builder.sources.wheels import Compiler
 from builder.store import Store
 
-
-@dataclass(frozen=True)
-class Folder:
-    """Where the profile's own files are: the folder that their paths start from, and the rendered templates by place."""
-
-    root: Path
-    rendered: Mapping[str, bytes] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class BuiltLayer:
-    """A layer in the store. `spans` counts the spans of its ztoc, 0 without one; `packed` says that it was made just now."""
-
-    name: str
-    blob: Descriptor
-    diff_id: Digest
-    tar_size: int
-    ztoc: Descriptor | None
-    spans: int
-    listing: Digest
-    packed: bool
-
-
-@dataclass(frozen=True)
-class Image:
-    """The image of one platform: its layers, bottom first, and its configuration's bytes."""
-
-    platform: Platform
-    layers: tuple[BuiltLayer, ...]
-    config: bytes
-
-
-@dataclass(frozen=True)
-class Assembled:
-    """All images of a plan and the documents that bind them; `documents.top` is what a tag points at."""
-
-    name: str
-    images: tuple[Image, ...]
-    documents: Converted
-
-    def blobs(self) -> Iterator[Descriptor]:
-        """Every blob that lies in the store, layers and ztocs, each once."""
-        seen: set[Digest] = set()
-        for layer in (layer for image in self.images for layer in image.layers):
-            for descriptor in filter(None, (layer.blob, layer.ztoc)):
-                if descriptor.digest not in seen:
-                    seen.add(descriptor.digest)
-                    yield descriptor
+_MOST_PROCESSES = 4
+"""Each takes tens of MiB; all of a build together stay below 200 MiB."""
+_WORTH_PROCESSES = 8 << 20
+"""Below so many bytes of input, packing takes less time than starting processes for it."""
 
 
 def assemble(plan: Plan, store: Store, fetcher: Fetcher, folder: Folder, progress: Progress, jobs: int) -> Assembled:
@@ -87,45 +37,20 @@ def assemble(plan: Plan, store: Store, fetcher: Fetcher, folder: Folder, progres
     """
     layers = list(dict.fromkeys(layer for platform in plan.platforms for layer in platform.layers))
     with store.in_use():
-        known = {layer: _known(layer, plan, store) for layer in layers}
+        packer = Packer(store.root, folder, plan.soci)
+        known = {layer: packer.known(layer, store) for layer in layers}
         missing = [layer for layer in layers if known[layer] is None]
         fetcher.ensure(_needed(missing))
-        known |= _pack_all(missing, plan, store, folder, progress, jobs)
+        known |= _pack_all(missing, packer, store, progress, jobs)
         images = tuple(_image(platform, plan, known, store) for platform in plan.platforms)
         return Assembled(plan.name, images, _documents(images, plan, store))
 
 
 def known_layers(plan: Plan, store: Store) -> dict[Layer, BuiltLayer]:
     """The layers of a plan that the store has already."""
+    packer = Packer(store.root, Folder(Path()), plan.soci)
     layers = (layer for platform in plan.platforms for layer in platform.layers)
-    return {layer: found for layer in layers if (found := _known(layer, plan, store))}
-
-
-def _known(layer: Layer, plan: Plan, store: Store, packed: bool = False) -> BuiltLayer | None:
-    """The layer out of the store's records, if it and the ztoc that the plan asks for are there, in their full size."""
-    record = store.record("layer", layer.key.hex)
-    if record is None:
-        return None
-    try:
-        blob = Descriptor(spec.LAYER_GZIP, Digest.parse(record["objects"][0]), int(record["size"]))
-        described, spans = None, 0
-        if plan.soci.enabled and index.wants_ztoc(blob, plan.soci.min_layer_size):
-            spanned = store.record("ztoc", _ztoc_key(blob.digest, plan.soci.span_size))
-            if spanned is None:
-                return None
-            described = Descriptor(ztoc.MEDIA_TYPE, Digest.parse(spanned["objects"][0]), int(spanned["size"]))
-            spans = int(spanned["spans"])
-        diff_id, listing = Digest.parse(record["diff_id"]), Digest.parse(record["objects"][1])
-        tar_size = int(record["tar_size"])
-    except (LookupError, TypeError, ValueError):  # a record that says too little counts as absent
-        return None
-    if not all(store.has(item.digest, item.size) for item in (blob, described) if item):
-        return None
-    return BuiltLayer(layer.name, blob, diff_id, tar_size, described, spans, listing, packed)
-
-
-def _ztoc_key(blob: Digest, span_size: int) -> str:
-    return Digest.of(spec.encode({"layer": str(blob), "span-size": span_size})).hex
+    return {layer: found for layer in layers if (found := packer.known(layer, store))}
 
 
 def _needed(layers: Iterable[Layer]) -> list[LockedFile]:
@@ -141,123 +66,22 @@ def _needed(layers: Iterable[Layer]) -> list[LockedFile]:
 
 
 def _pack_all(
-    layers: Sequence[Layer], plan: Plan, store: Store, folder: Folder, progress: Progress, jobs: int
+    layers: Sequence[Layer], packer: Packer, store: Store, progress: Progress, jobs: int
 ) -> dict[Layer, BuiltLayer]:
-    """Packs layers side by side, the largest first, so that the last to end is not the longest."""
-    if not layers:
-        return {}
-    built: dict[Layer, BuiltLayer] = {}
-    by_size = sorted(layers, key=lambda layer: -sum(size for _, size in inputs(layer)))
-    stop = Stop()
-    with (
-        _compilers(store, jobs) as compilers,
-        progress.task("packing layers", None) as task,
-    ):
-
-        def advance(amount: int) -> None:
-            stop.check()  # an interrupt, or a layer that failed, ends the others soon
-            task.advance(amount)
-
-        def one(layer: Layer) -> None:
-            with store.locked(f"layer-{layer.key.hex}", stop.check):
-                found = _known(layer, plan, store)
-                if found is None:
-                    _pack(layer, plan, store, folder, compilers, advance)
-                    found = _known(layer, plan, store, packed=True)
-            assert found, "a layer that was just packed is in the store"
-            built[layer] = found
-
-        failures = for_each(one, by_size, jobs, stop)
-    if failures:
-        raise failures[0]
-    return built
+    """Packs layers side by side, those that take longest first, so that the last to end is not the longest."""
+    ordered = sorted(layers, key=_weight, reverse=True)
+    with progress.task("packing layers", None) as task:
+        if sum(_weight(layer) for layer in layers) < _WORTH_PROCESSES or jobs == 1:
+            return {layer: packer(layer, task.advance) for layer in ordered}
+        processes = min(jobs, _MOST_PROCESSES)
+        built = workers.run(packer, ordered, processes, task.advance, limit_compilers, (UNITS, 1))
+        return dict(zip(ordered, built, strict=True))
 
 
-class _Compilers:
-    """One compiler for each interpreter, made when the first layer needs it."""
-
-    def __init__(self, store: Store, executor: ThreadPoolExecutor) -> None:
-        self._store, self._executor = store, executor
-        self._made: dict[Digest, Compiler] = {}
-        self._guard = threading.Lock()
-
-    def of(self, layer: WheelLayer) -> Compiler | None:
-        if layer.bytecode is None:
-            return None
-        identity = system.identity(layer.bytecode)
-        with self._guard:
-            if identity not in self._made:
-                interpreter = system.interpreter(layer.bytecode, layer.python, self._store)
-                self._made[identity] = Compiler(interpreter, identity, self._executor)
-            return self._made[identity]
-
-
-@contextmanager
-def _compilers(store: Store, jobs: int) -> Iterator[_Compilers]:
-    with ThreadPoolExecutor(max_workers=jobs) as executor:
-        yield _Compilers(store, executor)
-
-
-def _pack(
-    layer: Layer, plan: Plan, store: Store, folder: Folder, compilers: _Compilers, advance: Callable[[int], None]
-) -> None:
-    """Makes one layer: its blob, its ztoc, the listing of its files, and last the records that lead to them."""
-    with (
-        store.temporary() as blob,
-        store.temporary() as windows,
-        store.workspace() as spool,
-    ):
-        entries = _entries(layer, store, folder, compilers, spool)
-        packed = pack(entries, blob, windows, plan.soci.span_size, advance)
-        store.adopt(blob, packed.digest)
-        _put_ztoc(packed, plan.soci.span_size, store)
-        listing = store.put(_listing(packed, entries))
-    record = {
-        "name": layer.name,
-        "objects": [str(packed.digest), str(listing)],
-        "size": packed.size,
-        "diff_id": str(packed.diff_id),
-        "tar_size": packed.spans.tar_size,
-    }
-    store.put_record("layer", layer.key.hex, record)
-
-
-def _entries(layer: Layer, store: Store, folder: Folder, compilers: _Compilers, spool: Path) -> tuple[Entry, ...]:
-    if isinstance(layer, SystemLayer):
-        return system.entries(layer, store, spool)
-    if isinstance(layer, WheelLayer):
-        return wheels.entries(layer, store, compilers.of(layer))
-    origins = [*local.origins(folder.root, layer.files), *(_rendered(item, folder) for item in layer.templates)]
-    try:
-        return merge(origins)
-    except HostileInputError as error:
-        raise StaleLockError(str(error)) from error
-
-
-def _rendered(template: LockedTemplate, folder: Folder) -> Origin:
-    data = folder.rendered[template.to]
-    if Digest.of(data).hex != template.sha256:
-        raise StaleLockError(f"{template.source} renders to other text than when it was locked")
-    entry = Entry(local.image_path(template.to), mode=int(template.mode, 8), content=Inline(data))
-    return Origin(template.source, (entry,))
-
-
-def _put_ztoc(packed: PackedLayer, span_size: int, store: Store) -> None:
-    with store.temporary() as path:
-        with path.open("wb") as out:
-            described = ztoc.write(packed.spans, out)
-        store.adopt(path, described.digest)
-    record = {"objects": [str(described.digest)], "size": described.size, "spans": len(packed.spans.checkpoints)}
-    store.put_record("ztoc", _ztoc_key(packed.digest, span_size), record)
-
-
-def _listing(packed: PackedLayer, entries: Sequence[Entry]) -> bytes:
-    """The layer's files for the comparison with other layers: path, kind, mode, size, CRC-32 or link."""
-    rows = [
-        [entry.path, entry.kind.value, entry.mode, entry.size, crc32 if entry.kind is Kind.FILE else entry.linkname]
-        for entry, crc32 in zip(entries, packed.crc32s, strict=True)
-    ]
-    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
+def _weight(layer: Layer) -> int:
+    """About how long packing takes, as bytes of one large wheel: many small wheels hold many modules to compile."""
+    size = sum(size for _, size in inputs(layer))
+    return size * 5 if isinstance(layer, WheelLayer) and len(layer.wheels) > 1 else size
 
 
 def _image(platform: PlatformPlan, plan: Plan, known: Mapping[Layer, BuiltLayer | None], store: Store) -> Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from builder.errors import ToolError
 
@@ -20,8 +21,11 @@ def run(
     timeout: float | None = None,
     hint: str | None = None,
     accept: Container[int] = (0,),
+    stdin: BinaryIO | None = None,
+    stdout: BinaryIO | None = None,
 ) -> bytes:
-    """Runs a program without a shell and returns its stdout.
+    """Runs a program without a shell and returns its stdout, or nothing if that goes to the file `stdout`. It reads `input`,
+    or the file `stdin`, or nothing.
 
     `env` replaces the environment when given; `timeout` is in seconds; `accept` holds the exit statuses that are no failure.
     Raises `ToolError` when the program is missing, fails or takes too long, with the end of its stderr.
@@ -31,8 +35,9 @@ def run(
         done = subprocess.run(
             argv,
             input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True,
+            stdin=(stdin or subprocess.DEVNULL) if input is None else None,
+            stdout=stdout or subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=env,
             cwd=cwd,
             timeout=timeout,
@@ -48,4 +53,4 @@ def run(
         tail = done.stderr[-_TAIL:].decode(errors="replace").strip()
         message = f"{name} failed with status {done.returncode}: {tail or 'it printed nothing'}"
         raise ToolError(message, hint=hint, output=tail)
-    return done.stdout
+    return done.stdout or b""

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder.assemble import Assembled
 from builder.errors import UsageError
+from builder.image import Assembled
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
 from builder.oci.spec import Descriptor

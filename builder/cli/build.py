@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from builder.assemble import Assembled
 from builder.cli.context import Context
 from builder.cli.options import common, format_option, lock_option, profile_argument
 from builder.cli.work import Work
+from builder.image import Assembled
 from builder.lock import Lock
 from builder.progress import human_size
 from builder.publish import Destination, Publication

@@ -84,6 +84,7 @@ def cli(context: click.Context) -> None:
 
 def main() -> None:
     """Runs the command line; ends the process with 0, 1 (failed), 2 (wrong usage) or 3 (a check says no)."""
+    _fill_closed_streams()
     sys.exit(run(None))
 
 
@@ -91,8 +92,7 @@ def run(arguments: list[str] | None) -> int:
     """Runs one command; `arguments` are those of the process if None. Returns the exit status."""
     try:
         result: Any = cli.main(args=arguments, standalone_mode=False)
-        if sys.stdout is not None:  # None where it was closed before we began
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return 2
@@ -103,10 +103,40 @@ def run(arguments: list[str] | None) -> int:
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has seen enough; what Python would still flush has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()  # whoever read it has seen enough
+        return 1
+    except OSError as error:
+        if _can_flush_stdout():
+            raise
+        _give_up_stdout()
+        _show(BuilderError(f"the result cannot be written to standard output: {error.strerror}"))
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _fill_closed_streams() -> None:
+    """A standard stream that was closed before we began is opened on nothing, lest another file takes its number."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(descriptor, mode))
+
+
+def _can_flush_stdout() -> bool:
+    """Whether what was printed has arrived; what has not is still there and fails again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _give_up_stdout() -> None:
+    """What Python would still flush at its end has nowhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show(error: BuilderError) -> None:

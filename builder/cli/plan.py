@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from builder import plan as plans
-from builder.assemble import BuiltLayer, known_layers
+from builder.assemble import known_layers
 from builder.cli.context import Context
 from builder.cli.options import common, format_option, lock_option, profile_argument
 from builder.cli.table import table
 from builder.cli.work import Work
+from builder.image import BuiltLayer
 from builder.plan import Layer
 from builder.progress import human_size
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from builder import lock as locks
 from builder import plan as plans
 from builder import profile as profiles
-from builder.assemble import Assembled, Folder, assemble
+from builder.assemble import assemble
 from builder.cli.context import Context
 from builder.errors import BuilderError, OfflineError, StaleLockError, UsageError
+from builder.image import Assembled
 from builder.lock import Lock
+from builder.packing import Folder
 from builder.profile import PYTHON_OF, LoadedProfile
 from builder.resolve import Local, Places, read_local, resolve, staleness
 from builder.sources import apt, indexes

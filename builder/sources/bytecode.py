@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +32,9 @@ MAX_SOURCE = 16 << 20
 _IN_FLIGHT = 4
 _TIMEOUT = 900.0
 _LOADERS = ("usr/lib64/ld-linux-x86-64.so.2", "usr/lib/ld-linux-aarch64.so.1")
+Limit = Callable[[int], AbstractContextManager[object]]
+"""Holds back an interpreter until there is room for the bytes of memory that it may need."""
+_BASE_MEMORY, _MEMORY_PER_BYTE = 10 << 20, 90
 _FRAME = struct.Struct("<LL")
 _PROGRAM = """
 import sys, marshal, warnings
@@ -56,18 +61,10 @@ class Interpreter:
     executable: str
     version: str
 
-    def compile(self, sources: Sequence[tuple[str, bytes]]) -> list[bytes]:
-        """The `.pyc` of each (absolute path in the image, source); empty where it is no Python of this version."""
-        frames = [_FRAME.pack(len(name.encode()), len(source)) + name.encode() + source for name, source in sources]
-        out = run(self._command(), input=b"".join(frames), env=self._environment(), timeout=_TIMEOUT, hint=_HINT)
-        results, at = [], 0
-        for _ in sources:
-            size = int.from_bytes(out[at : at + 4], "little")
-            results.append(out[at + 4 : at + 4 + size])
-            at += 4 + size
-        if at != len(out):
-            raise ToolError(f"{self.executable}: the interpreter answered {len(out)} bytes, not {at}", hint=_HINT)
-        return results
+    def compile(self, sources: BinaryIO, out: BinaryIO) -> None:
+        """Compiles what `frame` wrote to the file `sources`, which is read from where it stands. The file `out` gets the
+        `.pyc` of each source, after its size in 4 bytes; a size of 0 where the source is no Python of this version."""
+        run(self._command(), stdin=sources, stdout=out, env=self._environment(), timeout=_TIMEOUT, hint=_HINT)
 
     def _command(self) -> list[str]:
         loader = next((self.root / path for path in _LOADERS if os.path.lexists(self.root / path)), None)
@@ -81,9 +78,16 @@ class Interpreter:
         return {
             "PYTHONHOME": str(self.root / "usr"),
             "PYTHONHASHSEED": "0",
-            "LC_ALL": "C.UTF-8",
+            "PYTHONCOERCECLOCALE": "0",
+            "LC_ALL": "C",
             "PATH": "/nonexistent",
         }
+
+
+def frame(name: str, source: bytes) -> bytes:
+    """One source as an interpreter takes it; `name` is the absolute path that it has in the image."""
+    encoded = name.encode()
+    return _FRAME.pack(len(encoded), len(source)) + encoded + source
 
 
 _HINT = "set `python: {bytecode: false}` in the profile and lock again to build without bytecode"
@@ -99,19 +103,25 @@ class Compiled:
 
 
 def compile_wheel(
-    wheel: WheelFiles, interpreter: Interpreter, out: BinaryIO, executor: Executor
+    wheel: WheelFiles, interpreter: Interpreter, out: BinaryIO, executor: Executor, limit: Limit, scratch: Path
 ) -> tuple[Compiled, ...]:
     """Compiles the modules of a wheel and appends their bytecode to `out`; a `.pyc` that the wheel brings itself stays.
 
-    Processes run side by side in `executor`; what they write comes in the order of the sources.
+    Processes run side by side in `executor`, each of them inside of `limit`; what they write waits in the folder `scratch`
+    and comes in the order of the sources.
     """
     present = {file.entry.path for file in wheel.files}
     compiled: list[Compiled] = []
-    for name, data in _in_order(_chunks(wheel), interpreter, executor):
-        path = _cached(name.lstrip("/"), interpreter.version)
-        if data and path not in present:
-            compiled.append(Compiled(path, out.tell(), len(data)))
-            out.write(data)
+    for chunk, results in _in_order(
+        _chunks(wheel, scratch), lambda chunk: _compile(interpreter, chunk, limit, scratch), executor
+    ):
+        with results:
+            for name in chunk.names:
+                data = _frame(results)
+                path = _cached(name, interpreter.version)
+                if data and path not in present:
+                    compiled.append(Compiled(path, out.tell(), len(data)))
+                    out.write(data)
     return tuple(compiled)
 
 
@@ -120,39 +130,87 @@ def entries(compiled: Sequence[Compiled], pack: Path) -> tuple[Entry, ...]:
     return tuple(Entry(item.path, content=Region(pack, item.offset, item.size)) for item in compiled)
 
 
+def _compile(interpreter: Interpreter, chunk: _Chunk, limit: Limit, scratch: Path) -> BinaryIO:
+    out = _scratch_file(scratch)
+    try:
+        with chunk.frames, limit(chunk.memory):
+            chunk.frames.seek(0)
+            interpreter.compile(chunk.frames, out)
+        out.seek(0)
+        return out
+    except BaseException:
+        out.close()
+        raise
+
+
+def _scratch_file(folder: Path) -> BinaryIO:
+    """A file without a name; whoever reads it closes it."""
+    return tempfile.TemporaryFile(dir=folder)
+
+
+def _frame(results: BinaryIO) -> bytes:
+    head = results.read(4)
+    size = int.from_bytes(head, "little")
+    data = results.read(size)
+    if len(head) != 4 or len(data) != size:
+        raise ToolError("the interpreter that compiles bytecode ended too early, without saying why", hint=_HINT)
+    return data
+
+
 def _in_order(
-    chunks: Iterator[list[tuple[str, bytes]]], interpreter: Interpreter, executor: Executor
-) -> Iterator[tuple[str, bytes]]:
-    """(path, bytecode) of every source, with a few chunks in flight, so that memory stays bounded."""
-    running: deque[tuple[list[str], Future[list[bytes]]]] = deque()
+    chunks: Iterable[_Chunk], work: Callable[[_Chunk], BinaryIO], executor: Executor
+) -> Iterator[tuple[_Chunk, BinaryIO]]:
+    """Every chunk and its results, with a few chunks in flight."""
+    running: deque[tuple[_Chunk, Future[BinaryIO]]] = deque()
     try:
         for chunk in chunks:
-            running.append(([name for name, _ in chunk], executor.submit(interpreter.compile, chunk)))
+            running.append((chunk, executor.submit(work, chunk)))
             if len(running) > _IN_FLIGHT:
-                names, future = running.popleft()
-                yield from zip(names, future.result(), strict=True)
+                first, future = running.popleft()
+                yield first, future.result()
         while running:
-            names, future = running.popleft()
-            yield from zip(names, future.result(), strict=True)
+            first, future = running.popleft()
+            yield first, future.result()
     finally:
         for _, future in running:
             future.cancel()
 
 
-def _chunks(wheel: WheelFiles) -> Iterator[list[tuple[str, bytes]]]:
+@dataclass
+class _Chunk:
+    """What one process compiles: the frames of its sources in a file, and their paths in the image."""
+
+    frames: BinaryIO
+    names: list[str] = field(default_factory=list)
+    size: int = 0
+    largest: int = 0
+
+    def add(self, name: str, source: bytes) -> None:
+        self.frames.write(frame(f"/{name}", source))
+        self.names.append(name)
+        self.size += len(source)
+        self.largest = max(self.largest, len(source))
+
+    @property
+    def memory(self) -> int:
+        """What compiling takes at most, in bytes: the tree of the largest source, mostly; measured on torch and sympy."""
+        return _BASE_MEMORY + min(_MEMORY_PER_BYTE * self.largest, 80 << 20)
+
+
+def _chunks(wheel: WheelFiles, scratch: Path) -> Iterator[_Chunk]:
     """The sources in sorted order, cut by the format's rule."""
     contents = {file.entry.path: file.entry for file in wheel.files}
-    chunk: list[tuple[str, bytes]] = []
-    total = 0
+    chunk: _Chunk | None = None
     for path in wheel.sources:
         entry = contents[path]
         if entry.size > MAX_SOURCE:
             continue
-        if chunk and (len(chunk) == CHUNK_FILES or total + entry.size > CHUNK_BYTES):
+        if chunk and (len(chunk.names) == CHUNK_FILES or chunk.size + entry.size > CHUNK_BYTES):
             yield chunk
-            chunk, total = [], 0
-        chunk.append((f"/{path}", read(entry.content, MAX_SOURCE)))
-        total += entry.size
+            chunk = None
+        if chunk is None:
+            chunk = _Chunk(_scratch_file(scratch))
+        chunk.add(path, read(entry.content, MAX_SOURCE))
     if chunk:
         yield chunk
 

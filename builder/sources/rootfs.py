@@ -33,7 +33,7 @@ _MERGED = ("bin", "lib", "lib32", "lib64", "libo32", "libx32", "sbin")
 _ALWAYS_MERGED = ("bin", "lib", "sbin")
 _DROPPED = ("usr/share/doc", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man")
 _STATUS = "var/lib/dpkg/status.d"
-_THREADS = 4
+_THREADS = 2
 
 
 class PackageConflictError(BuilderError):

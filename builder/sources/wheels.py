@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,29 @@ from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.plan import WheelLayer
 from builder.sources import bytecode, wheel
-from builder.sources.bytecode import Compiled, Interpreter
+from builder.sources.bytecode import Compiled, Interpreter, Limit
 from builder.store import Store
+
+_AT_ONCE = 4
+"""Wheels of one layer that wait for their bytecode at the same time."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """What bytecode needs: the interpreter, the digest of all that decides what it writes, and threads to run it in."""
+    """What bytecode needs: the interpreter, the digest of all that decides what it writes, threads to run it in, and a
+    limit to how many run at once."""
 
     interpreter: Interpreter
     identity: Digest
     executor: Executor
+    limit: Limit
 
 
 def entries(layer: WheelLayer, store: Store, compiler: Compiler | None) -> tuple[Entry, ...]:
     """All entries of a layer of wheels; the wheels are in the store."""
-    return merge(Origin(locked.file.path, _installed(locked, layer.python, store, compiler)) for locked in layer.wheels)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        installed = pool.map(lambda locked: _installed(locked, layer.python, store, compiler), layer.wheels)
+        return merge(Origin(locked.file.path, entries) for locked, entries in zip(layer.wheels, installed, strict=True))
 
 
 def _installed(locked: LockedWheel, python: str, store: Store, compiler: Compiler | None) -> tuple[Entry, ...]:
@@ -56,9 +63,11 @@ def _bytecode(locked: LockedWheel, files: wheel.WheelFiles, store: Store, compil
 
 
 def _compile(files: wheel.WheelFiles, store: Store, compiler: Compiler) -> dict[str, Any]:
-    with store.temporary() as path:
+    with store.temporary() as path, store.workspace() as scratch:
         with path.open("wb") as out:
-            compiled = bytecode.compile_wheel(files, compiler.interpreter, out, compiler.executor)
+            compiled = bytecode.compile_wheel(
+                files, compiler.interpreter, out, compiler.executor, compiler.limit, scratch
+            )
         digest = _digest(path)
         store.adopt(path, digest)
     return {"objects": [str(digest)], "files": [[item.path, item.offset, item.size] for item in compiled]}

@@ -1,0 +1,172 @@
+"""One planned layer goes into the store: its blob, its ztoc, the list of its files, and the records that lead to them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from builder.errors import HostileInputError, StaleLockError
+from builder.image import BuiltLayer
+from builder.layers.merge import Origin, merge
+from builder.layers.pack import PackedLayer, pack
+from builder.layers.tar import Entry, Inline, Kind
+from builder.lock import LockedTemplate, SociSettings
+from builder.oci import spec
+from builder.oci.digest import Digest
+from builder.oci.spec import Descriptor
+from builder.plan import FilesLayer, Layer, SystemLayer, WheelLayer
+from builder.soci import index, ztoc
+from builder.sources import local, system, wheels
+from builder.sources.bytecode import Limit
+from builder.sources.wheels import Compiler
+from builder.store import Store
+
+COMPILERS_MEMORY = 100 << 20
+_UNIT = 4 << 20
+UNITS = COMPILERS_MEMORY // _UNIT
+_limit: Limit = lambda memory: nullcontext()  # noqa: E731
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where the profile's own files are: the folder that their paths start from, and the rendered templates by place."""
+
+    root: Path
+    rendered: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Packs layers, in whichever process it finds itself. Calling it makes the layer, unless somebody else just did."""
+
+    store: Path
+    folder: Folder
+    soci: SociSettings
+
+    def __call__(self, layer: Layer, advance: Callable[[int], None]) -> BuiltLayer:
+        store = Store(self.store)
+        with store.locked(f"layer-{layer.key.hex}", lambda: advance(0)):
+            found = self.known(layer, store)
+            if found is None:
+                self._pack(layer, store, advance)
+                found = self.known(layer, store, packed=True)
+        assert found, "a layer that was just packed is in the store"
+        return found
+
+    def known(self, layer: Layer, store: Store, packed: bool = False) -> BuiltLayer | None:
+        """The layer out of the store's records, if it and the ztoc that is asked for are there, in their full size."""
+        record = store.record("layer", layer.key.hex)
+        if record is None:
+            return None
+        try:
+            blob = Descriptor(spec.LAYER_GZIP, Digest.parse(record["objects"][0]), int(record["size"]))
+            described, spans = None, 0
+            if self.soci.enabled and index.wants_ztoc(blob, self.soci.min_layer_size):
+                spanned = store.record("ztoc", _ztoc_key(blob.digest, self.soci.span_size))
+                if spanned is None:
+                    return None
+                described = Descriptor(ztoc.MEDIA_TYPE, Digest.parse(spanned["objects"][0]), int(spanned["size"]))
+                spans = int(spanned["spans"])
+            diff_id, listing = Digest.parse(record["diff_id"]), Digest.parse(record["objects"][1])
+            tar_size = int(record["tar_size"])
+        except (LookupError, TypeError, ValueError):  # a record that says too little counts as absent
+            return None
+        if not all(store.has(item.digest, item.size) for item in (blob, described) if item):
+            return None
+        return BuiltLayer(layer.name, blob, diff_id, tar_size, described, spans, listing, packed)
+
+    def _pack(self, layer: Layer, store: Store, advance: Callable[[int], None]) -> None:
+        with store.temporary() as blob, store.temporary() as windows, store.workspace() as spool:
+            try:
+                entries = self._entries(layer, store, spool)
+                packed = pack(entries, blob, windows, self.soci.span_size, advance)
+            except HostileInputError as error:
+                if isinstance(layer, FilesLayer):  # the profile's own files are not hostile, they were changed
+                    raise StaleLockError(str(error)) from error
+                raise
+            store.adopt(blob, packed.digest)
+            self._put_ztoc(packed, store)
+            listing = store.put(_listing(packed, entries))
+        record = {
+            "name": layer.name,
+            "objects": [str(packed.digest), str(listing)],
+            "size": packed.size,
+            "diff_id": str(packed.diff_id),
+            "tar_size": packed.spans.tar_size,
+        }
+        store.put_record("layer", layer.key.hex, record)
+
+    def _entries(self, layer: Layer, store: Store, spool: Path) -> tuple[Entry, ...]:
+        if isinstance(layer, SystemLayer):
+            return system.entries(layer, store, spool)
+        if isinstance(layer, WheelLayer):
+            return _wheels(layer, store)
+        origins = [*local.origins(self.folder.root, layer.files), *(self._rendered(item) for item in layer.templates)]
+        return merge(origins)
+
+    def _rendered(self, template: LockedTemplate) -> Origin:
+        data = self.folder.rendered[template.to]
+        if Digest.of(data).hex != template.sha256:
+            raise StaleLockError(f"{template.source} renders to other text than when it was locked")
+        entry = Entry(local.image_path(template.to), mode=int(template.mode, 8), content=Inline(data))
+        return Origin(template.source, (entry,))
+
+    def _put_ztoc(self, packed: PackedLayer, store: Store) -> None:
+        with store.temporary() as path:
+            with path.open("wb") as out:
+                described = ztoc.write(packed.spans, out)
+            store.adopt(path, described.digest)
+        record = {"objects": [str(described.digest)], "size": described.size, "spans": len(packed.spans.checkpoints)}
+        store.put_record("ztoc", _ztoc_key(packed.digest, self.soci.span_size), record)
+
+
+class MemoryLimit:
+    """Lets interpreters run, in whatever process, as long as they need no more than `COMPILERS_MEMORY` together.
+
+    `units` is a semaphore of `UNITS`, `queue` one of 1: who waits for many units is not overtaken for ever.
+    """
+
+    def __init__(self, units: AbstractContextManager[object], queue: AbstractContextManager[object]) -> None:
+        self._units, self._queue = units, queue
+
+    @contextmanager
+    def __call__(self, memory: int) -> Iterator[None]:
+        with ExitStack() as stack:
+            with self._queue:
+                for _ in range(min(UNITS, -(-memory // _UNIT))):
+                    stack.enter_context(self._units)
+            yield
+
+
+def limit_compilers(units: AbstractContextManager[object], queue: AbstractContextManager[object]) -> None:
+    """Gives this process the semaphores that all workers share."""
+    global _limit
+    _limit = MemoryLimit(units, queue)
+
+
+def _wheels(layer: WheelLayer, store: Store) -> tuple[Entry, ...]:
+    with ExitStack() as stack:
+        compiler = None
+        if layer.bytecode:
+            interpreter = system.interpreter(layer.bytecode, layer.python, store)
+            executor = stack.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0))))
+            compiler = Compiler(interpreter, system.identity(layer.bytecode), executor, _limit)
+        return wheels.entries(layer, store, compiler)
+
+
+def _ztoc_key(blob: Digest, span_size: int) -> str:
+    return Digest.of(spec.encode({"layer": str(blob), "span-size": span_size})).hex
+
+
+def _listing(packed: PackedLayer, entries: Sequence[Entry]) -> bytes:
+    """The layer's files for the comparison with other layers: path, kind, mode, size, CRC-32 or link."""
+    rows = [
+        [entry.path, entry.kind.value, entry.mode, entry.size, crc32 if entry.kind is Kind.FILE else entry.linkname]
+        for entry, crc32 in zip(entries, packed.crc32s, strict=True)
+    ]
+    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
