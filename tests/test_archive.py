@@ -443,6 +443,7 @@ LIES: Mapping[str, tuple[bytes, str]] = {
             "a\rb",
             "a\x1b[2Jb",
             "a\x7fb",
+            "a\x9b2Jb",
             "x" * 256,
             "é" * 128,
             "/".join(["x" * 200] * 21),

@@ -173,6 +173,7 @@ def test_a_chain_of_links_that_leads_out(root: Path) -> None:
     (root / "app/one").symlink_to("two/file")
     (root / "app/two").symlink_to("/etc")
     assert_refused(root, Copy("app", "/srv"), "is a symlink that leads out of app")
+    assert_refused(root, Copy("app", "/srv", exclude=("two",)), "app/one is a symlink that leads out of app")
 
 
 def test_a_folder_above_that_is_meant(root: Path) -> None:

@@ -362,17 +362,17 @@ RECORDS: Mapping[str, tuple[Wheel, str]] = {
     "missing": (Wheel(rows={INIT: None}), f"RECORD does not list {INIT}, which is in the wheel"),
     "absent file": (
         Wheel(extra_rows="demo/gone.py,sha256=AA,1\n"),
-        "RECORD lists demo/gone.py, which is not in the wheel",
+        "RECORD lists 'demo/gone.py', which is not in the wheel",
     ),
-    "escaping file": (Wheel(extra_rows="../../x,sha256=AA,1\n"), "RECORD lists ../../x, which is not in the wheel"),
+    "escaping file": (Wheel(extra_rows="../../x,sha256=AA,1\n"), "RECORD lists '../../x', which is not in the wheel"),
     "twice": (Wheel(extra_rows=f"{INIT},{hashed(DATA)},\n"), f"RECORD lists {INIT} twice"),
-    "wrong size": (Wheel(rows=row(hashed(DATA), "5")), f"RECORD says that {INIT} has 5 bytes, it has {len(DATA)}"),
-    "size in words": (Wheel(rows=row(hashed(DATA), "ten")), f"RECORD says that {INIT} has ten bytes"),
+    "wrong size": (Wheel(rows=row(hashed(DATA), "5")), f"RECORD says that {INIT} has '5' bytes, it has {len(DATA)}"),
+    "size in words": (Wheel(rows=row(hashed(DATA), "ten")), f"RECORD says that {INIT} has 'ten' bytes"),
     "no hash": (Wheel(rows=row("")), f"RECORD has no hash for {INIT}"),
-    "md5": (Wheel(rows=row(hashed(DATA, "md5"))), f"RECORD hashes {INIT} with md5, not with sha256 or better"),
-    "sha1": (Wheel(rows=row(hashed(DATA, "sha1"))), f"RECORD hashes {INIT} with sha1"),
-    "unknown hash": (Wheel(rows=row("crc32=AAAA")), f"RECORD hashes {INIT} with crc32"),
-    "hash without algorithm": (Wheel(rows=row("=AAAA")), f"RECORD hashes {INIT} with nothing"),
+    "md5": (Wheel(rows=row(hashed(DATA, "md5"))), f"RECORD hashes {INIT} with 'md5', not with sha256 or better"),
+    "sha1": (Wheel(rows=row(hashed(DATA, "sha1"))), f"RECORD hashes {INIT} with 'sha1'"),
+    "unknown hash": (Wheel(rows=row("crc32=AAAA")), f"RECORD hashes {INIT} with 'crc32'"),
+    "hash without algorithm": (Wheel(rows=row("=AAAA")), f"RECORD hashes {INIT} with ''"),
     "hash that is not base64": (
         Wheel(rows=row("sha256=!!!!")),
         f"RECORD has a hash of {INIT} that is not base64: '!!!!'",
@@ -479,7 +479,7 @@ OTHERS: Mapping[str, tuple[Wheel, str]] = {
     ),
     **{
         f"script name {name!r}": (scripts(f"[console_scripts]\n{name} = demo:run\n"), "cannot be a script")
-        for name in ("../x", "/etc/cron", "a/b", "..", ".", "a\\b", "a\x01b", "a\tb", "x" * 256)
+        for name in ("../x", "/etc/cron", "a/b", "..", ".", "a\\b", "a\x01b", "a\tb", "a\x7fb", "a\x9bb", "x" * 256)
     },
     **{
         f"reference {reference!r}": (scripts(f"[console_scripts]\nrun = {reference}\n"), "cannot be a script")

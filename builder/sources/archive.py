@@ -234,7 +234,7 @@ def _name(record: _Record, archive: str) -> str:
     if (
         not name
         or any(part in ("", ".", "..") for part in parts)
-        or any(character < " " or character in "\\\x7f" for character in name)
+        or any(character < " " or "\x7f" <= character <= "\x9f" or character == "\\" for character in name)
         or len(record.name) > _MAX_NAME
         or len(parts) > _MAX_DEPTH
         or any(len(part.encode()) > 255 for part in parts)

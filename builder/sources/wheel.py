@@ -34,7 +34,7 @@ _SIGNATURES = ("RECORD.jws", "RECORD.p7s")
 _MAX_SCRIPT_NAME = 255
 _SHEBANG = re.compile(rb"#!pythonw?[\d.]*((?:\s.*)?)")
 _REFERENCE = re.compile(r"(?P<module>[\w.]+)\s*:\s*(?P<attribute>[\w.]+)\s*(\[.*\])?")
-_SCRIPT_NAME = re.compile(r"[^/\\\s\x00-\x1f]([^/\\\x00-\x1f]*[^/\\\s\x00-\x1f])?")
+_SCRIPT_NAME = re.compile(r"(?!\s)[^/\\\x00-\x1f\x7f-\x9f]+(?<!\s)")
 
 
 @dataclass(frozen=True)
@@ -166,14 +166,16 @@ def _recorded(
         if len(row) != 3:
             raise HostileInputError(f"{archive}: RECORD has the row {row!r}, which is not path, hash, size")
         path, hashed, size = row
+        if path not in members:
+            raise HostileInputError(f"{archive}: RECORD lists {path!r}, which is not in the wheel")
         if path in recorded:
             raise HostileInputError(f"{archive}: RECORD lists {path} twice")
         if not hashed and path not in unhashable:
             raise HostileInputError(f"{archive}: RECORD has no hash for {path}")
-        if path not in members:
-            raise HostileInputError(f"{archive}: RECORD lists {path}, which is not in the wheel")
         if size and size != str(members[path].size):
-            raise HostileInputError(f"{archive}: RECORD says that {path} has {size} bytes, it has {members[path].size}")
+            raise HostileInputError(
+                f"{archive}: RECORD says that {path} has {size!r} bytes, it has {members[path].size}"
+            )
         recorded[path] = (hashed, str(members[path].size)) if hashed else None
     missing = sorted(set(members) - set(recorded) - (unhashable - {f"{dist_info}/RECORD"}))
     if missing:
@@ -239,9 +241,7 @@ def _hash(text: str, name: str, archive: str) -> tuple[str, str]:
     """RECORD's `algorithm=urlsafe base64 without padding` as (algorithm, hexadecimal digest)."""
     algorithm, _, value = text.partition("=")
     if algorithm not in _ALGORITHMS:
-        raise HostileInputError(
-            f"{archive}: RECORD hashes {name} with {algorithm or 'nothing'}, not with sha256 or better"
-        )
+        raise HostileInputError(f"{archive}: RECORD hashes {name} with {algorithm!r}, not with sha256 or better")
     try:
         digest = base64.b64decode(value + "=" * (-len(value) % 4), b"-_", validate=True)
     except ValueError as error:
