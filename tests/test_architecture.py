@@ -23,13 +23,14 @@ FLOORS = (
     ("oci",),
     ("layers",),
     ("soci",),
-    ("documents", "parallel", "process", "progress", "render", "settings", "store"),
+    ("documents", "image", "parallel", "process", "progress", "render", "settings", "store", "workers"),
     ("client",),
     ("transfer",),
     ("profile",),
     ("lock", "reference"),
     ("fetch", "plan"),
     ("sources",),
+    ("packing",),
     ("assemble", "examine", "publish", "resolve"),
     ("cli",),
 )
@@ -57,7 +58,7 @@ HOMES = {
     "os.environb": ("cli",),
     "os.getenv": ("cli",),
     "sys.argv": ("cli",),
-    "sys.exit": ("cli",),
+    "sys.exit": ("cli", "workers"),
     "sys.stderr": ("cli",),
     "sys.stdin": ("cli",),
     "sys.stdout": ("cli",),
@@ -68,7 +69,7 @@ HOMES = {
     "os.posix_spawn": (),
     "os.system": (),
 }
-"""Each effect by its qualified name, and the modules that may use it."""
+"""Each effect by its qualified name, and the modules that may use it. A worker ends a process of its own."""
 
 MAX_LINES = 400
 
