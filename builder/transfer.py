@@ -12,13 +12,15 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from urllib3.response import BaseHTTPResponse
 
-from builder.client import READ, Client, TransientError, redact
+from builder.client import READ, Patience, TransientError, redact
 from builder.errors import FetchError
 from builder.parallel import Stop, for_each
 
@@ -32,24 +34,42 @@ class _RestartError(Exception):
     """What was received so far does not belong together: begin again, with one request."""
 
 
+class Opener(Protocol):
+    """Sends the requests of a download: a `Client`, or what adds credentials to one."""
+
+    def open(self, url: str, headers: Mapping[str, str] | None = None) -> AbstractContextManager[BaseHTTPResponse]: ...
+
+    def patience(self, stop: Stop) -> Patience: ...
+
+
+class Watcher(Protocol):
+    """Is told what becomes of a file that is being filled; by several threads."""
+
+    def landed(self, start: int, end: int) -> None:
+        """These bytes are in the file, complete."""
+
+    def cleared(self) -> None:
+        """None of them is any longer."""
+
+
 @dataclass(frozen=True)
 class Lane:
     """What downloads share: the client, the number of requests at once, progress, and the request to stop."""
 
-    client: Client
+    client: Opener
     connections: threading.Semaphore
     threads: int
     advance: Callable[[int], None]
     stop: Stop
 
 
-def download(lane: Lane, url: str, path: Path, size: int) -> bool:
+def download(lane: Lane, url: str, path: Path, size: int, watcher: Watcher | None = None) -> bool:
     """Brings `size` bytes from `url` to `path`, resuming what an interrupted download left there.
 
     Returns whether all bytes come from this call and this address; otherwise some are older, and only a digest can
     tell whether they fit. Raises `FetchError` if the address does not give that many bytes.
     """
-    with _Target.open(path, size, lane.advance) as target:
+    with _Target.open(path, size, lane.advance, watcher) as target:
         in_parts = size >= IN_PARTS_FROM
         for _ in range(_MAX_RESTARTS):
             attempt = _Attempt(lane, url, target)
@@ -80,22 +100,25 @@ def settle(path: Path) -> None:
 class _Target:
     """The file being filled, and its journal."""
 
-    def __init__(self, path: Path, size: int, descriptor: int, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self, path: Path, size: int, descriptor: int, advance: Callable[[int], None], watcher: Watcher | None
+    ) -> None:
         self.size = size
         self.done: set[int] = set()
         self.resumed = False
         self._path = path
         self._descriptor = descriptor
         self._advance = advance
+        self._watcher = watcher
         self._counted = 0
         self._guard = threading.Lock()
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: Path, size: int, advance: Callable[[int], None]) -> Iterator[_Target]:
+    def open(cls, path: Path, size: int, advance: Callable[[int], None], watcher: Watcher | None) -> Iterator[_Target]:
         descriptor = _open(path)
         try:
-            target = cls(path, size, descriptor, advance)
+            target = cls(path, size, descriptor, advance, watcher)
             try:
                 target._resume()
                 yield target
@@ -125,6 +148,12 @@ class _Target:
             self.done.add(part)
             with _journal(self._path).open("ab") as journal:
                 journal.write(b"%d\n" % part)
+        self.landed(*self.span(part))
+
+    def landed(self, start: int, end: int) -> None:
+        """Tells the watcher."""
+        if self._watcher is not None:
+            self._watcher.landed(start, end)
 
     def clear(self) -> None:
         """Forgets every byte."""
@@ -143,6 +172,8 @@ class _Target:
             self.done = {part for part in parts if part * PART < self.size}
             self.resumed = bool(self.done)
             self._count(sum(end - start for start, end in map(self.span, self.done)))
+            for part in sorted(self.done):
+                self.landed(*self.span(part))
         else:
             self._start_over()
 
@@ -150,6 +181,8 @@ class _Target:
         _journal(self._path).unlink(missing_ok=True)
         self.done.clear()
         self.resumed = False
+        if self._watcher is not None:
+            self._watcher.cleared()
         os.ftruncate(self._descriptor, 0)
         if self.size >= IN_PARTS_FROM:
             os.ftruncate(self._descriptor, self.size)
@@ -186,6 +219,7 @@ class _Attempt:
 
     def fetch_whole(self) -> None:
         self._fetch(0, self._target.size)
+        self._target.landed(0, self._target.size)
 
     def fetch_parts(self) -> None:
         """The first part alone, since it shows whether the server knows ranges; then the rest at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -15,7 +15,7 @@ MAX_MANIFEST = 4 << 20
 """The largest manifest or index, in bytes, that is read or written."""
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """What became of a blob that should be in a target."""
 
     MOVED = "moved"  # its bytes were sent

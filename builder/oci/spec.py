@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from builder.oci.digest import Digest
 
@@ -53,6 +54,31 @@ class Descriptor:
     platform: Platform | None = None
     artifact_type: str | None = None
 
+    @classmethod
+    def parse(cls, document: Any) -> Descriptor:
+        """The descriptor that a JSON document holds. Raises `ValueError` that says what is wrong with it.
+
+        Keys that say nothing of these fields (`urls`, `data`, a platform's features) are not kept.
+        """
+        match document:
+            case {"mediaType": str(media_type), "digest": str(digest), "size": int(size)} if media_type:
+                pass
+            case _:
+                raise ValueError("a descriptor needs mediaType, digest and size")
+        if isinstance(size, bool) or size < 0:
+            raise ValueError(f"not the size of a blob: {size!r}")
+        artifact_type = document.get("artifactType")
+        if artifact_type is not None and not isinstance(artifact_type, str):
+            raise ValueError("artifactType is no text")
+        return cls(
+            media_type,
+            Digest.parse(digest),
+            size,
+            _annotations(document.get("annotations")),
+            _platform(document.get("platform")),
+            artifact_type or None,
+        )
+
     def document(self) -> dict[str, object]:
         document: dict[str, object] = {
             "mediaType": self.media_type,
@@ -66,3 +92,23 @@ class Descriptor:
         if self.artifact_type:
             document["artifactType"] = self.artifact_type
         return document
+
+
+def _annotations(document: object) -> dict[str, str]:
+    match document:
+        case None:
+            return {}
+        case dict() if all(isinstance(key, str) and isinstance(value, str) for key, value in document.items()):
+            return dict(document)
+    raise ValueError("annotations are not a mapping of text to text")
+
+
+def _platform(document: Any) -> Platform | None:
+    match document:
+        case None:
+            return None
+        case {"os": str(os), "architecture": str(architecture)}:
+            variant = document.get("variant")
+            if variant is None or isinstance(variant, str):
+                return Platform(os, architecture, variant or None)
+    raise ValueError("a platform needs os and architecture")

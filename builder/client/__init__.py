@@ -1,31 +1,57 @@
-"""HTTP GET as downloads need it: retries, timeouts, proxies, redirects, and messages without secrets."""
+"""HTTP as downloads and registries need it: retries, timeouts, proxies, redirects, and messages without secrets."""
 
 from __future__ import annotations
 
-import base64
 import email.utils
-import ipaddress
 import random
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TypeVar
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import urllib3
 from urllib3 import exceptions as broken
 from urllib3.response import BaseHTTPResponse
 
 from builder import __version__
+from builder.client.addresses import (
+    basic_of,
+    file_of,
+    host_of,
+    is_exempt,
+    is_local,
+    joined,
+    origin,
+    origin_of,
+    redact,
+    web_address,
+)
 from builder.errors import FetchError
 from builder.parallel import Stop
 from builder.settings import Network
 
+__all__ = [
+    "READ",
+    "Answer",
+    "Body",
+    "Client",
+    "NotFoundError",
+    "Patience",
+    "TransientError",
+    "file_of",
+    "is_local",
+    "joined",
+    "origin",
+    "redact",
+]
+
 T = TypeVar("T")
 READ = 256 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SAME_METHOD = frozenset({307, 308})
 _MAX_REDIRECTS = 10
 _TRANSIENT = frozenset({408, 425, 429})
 _LONGEST_DELAY = 30.0
@@ -33,6 +59,10 @@ _LONGEST_RETRY_AFTER = 120.0
 _SECRET_HEADERS = ("authorization", "cookie")
 _MAX_IDLE = 32
 _PACKED = (".gz", ".xz", ".bz2", ".zst", ".tgz")
+_SMALL = 64 << 10
+
+Body = bytes | Callable[[], Iterable[bytes | memoryview]] | None
+"""What a request sends: bytes, or a function that gives them in pieces, from the start each time it is called."""
 
 
 class NotFoundError(FetchError):
@@ -45,6 +75,32 @@ class TransientError(FetchError):
     def __init__(self, message: str, *, retry_after: float | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for a request, with any status: its body is unread and as sent. `url` is where it came from;
+    `own` says that this is the origin that was asked, and not one that it redirected to."""
+
+    response: BaseHTTPResponse
+    url: str
+    own: bool
+
+    @property
+    def status(self) -> int:
+        return self.response.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.response.headers
+
+    def body(self, limit: int) -> bytes:
+        """The whole body; raises `FetchError` if it has more than `limit` bytes."""
+        return _body(self.response, self.url, limit)
+
+    def check(self) -> None:
+        """Raises `TransientError`, `NotFoundError` or `FetchError` unless it is 200 or 206."""
+        _check_status(self.response, self.url)
 
 
 class Client:
@@ -77,6 +133,10 @@ class Client:
             except TransientError as error:
                 patience.failed(error)
 
+    def bypassing(self, host: str) -> Client:
+        """A client like this one that asks `host` directly, without a proxy."""
+        return Client(replace(self._network, no_proxy=(*self._network.no_proxy, host)))
+
     def patience(self, stop: Stop) -> Patience:
         """A fresh count of failures."""
         return Patience(self._network, stop)
@@ -88,39 +148,67 @@ class Client:
         Raises `TransientError` where another attempt may help, `NotFoundError`, or another `FetchError`; what goes
         wrong while the body is read inside the block is raised like that, too.
         """
-        with self._explained(url):
-            response = self._follow(url, {name.lower(): value for name, value in (headers or {}).items()})
-            try:
-                _check_status(response, url)
-                yield response
-            finally:
-                # a connection whose body was not read to its end cannot be used again
-                response.close()
-                response.release_conn()
+        with self.send("GET", url, headers) as answer:
+            answer.check()
+            yield answer.response
 
-    def _follow(self, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
+    @contextmanager
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+        *,
+        read_timeout: float | None = None,
+    ) -> Iterator[Answer]:
+        """The answer, whatever its status, to one request. Redirects are followed where the method can stay the same.
+
+        A body that comes in pieces needs a `content-length` among the headers. `read_timeout` replaces the usual one.
+        `authorization` never travels to another origin. Raises `TransientError` and `FetchError` where no answer came,
+        also for what goes wrong while the body of the answer is read inside the block.
+        """
+        with self._explained(url):
+            sent = {name.lower(): value for name, value in (headers or {}).items()}
+            answer = self._follow(method, url, sent, body, read_timeout)
+            try:
+                yield answer
+                # what is left of a short answer is read, so that its connection can be used again
+                if (answer.response.length_remaining or 0) <= _SMALL and "content-length" in answer.headers:
+                    answer.response.drain_conn()
+            finally:
+                answer.response.close()
+                answer.response.release_conn()
+
+    def _follow(self, method: str, url: str, headers: dict[str, str], body: Body, read_timeout: float | None) -> Answer:
+        origin = origin_of(web_address(url))
+        reading = method in ("GET", "HEAD")
+        network = self._network
+        timeout = urllib3.Timeout(connect=network.connect_timeout, read=read_timeout or network.read_timeout)
         for _ in range(_MAX_REDIRECTS):
-            parts = _web_address(url)
+            parts = web_address(url)
             if parts.username is not None:
-                headers["authorization"] = _basic(parts)
+                headers["authorization"] = basic_of(parts)
             response = self._pool(parts).request(
-                "GET",
-                urlunsplit(parts._replace(netloc=_host(parts), fragment="")),
+                method,
+                urlunsplit(parts._replace(netloc=host_of(parts), fragment="")),
+                body=body() if callable(body) else body,  # type: ignore[arg-type] # a memoryview is fine, too
                 headers={"user-agent": f"layerwright/{__version__}", "accept-encoding": "identity", **headers},
                 redirect=False,
                 retries=False,
+                timeout=timeout,
                 preload_content=False,
                 decode_content=False,
             )
             location = response.headers.get("location")
-            if response.status not in _REDIRECTS or not location:
-                return response
+            if response.status not in (_REDIRECTS if reading else _SAME_METHOD) or not location:
+                return Answer(response, url, origin_of(parts) == origin)
             response.drain_conn()
             response.release_conn()
-            target = _web_address(_joined(url, location))
+            target = web_address(joined(url, location))
             if parts.scheme == "https" and target.scheme != "https":
                 raise FetchError(f"{redact(url)}: redirects to the unencrypted address {redact(target.geturl())}")
-            if (target.scheme, target.hostname, target.port) != (parts.scheme, parts.hostname, parts.port):
+            if origin_of(target) != origin_of(parts):
                 headers = {name: value for name, value in headers.items() if name not in _SECRET_HEADERS}
             url = target.geturl()
         raise FetchError(f"{redact(url)}: more than {_MAX_REDIRECTS} redirects")
@@ -129,7 +217,7 @@ class Client:
         """The connections to use for an address: direct ones, or those through its proxy."""
         network = self._network
         proxy = network.https_proxy if parts.scheme == "https" else network.http_proxy
-        if proxy is not None and _is_exempt(parts.hostname or "", parts.port, network.no_proxy):
+        if proxy is not None and is_exempt(parts.hostname or "", parts.port, network.no_proxy):
             proxy = None
         if proxy not in self._pools:
             self._pools[proxy] = self._new_pool(proxy)
@@ -152,8 +240,8 @@ class Client:
                 f"{redact(proxy)}: a {parts.scheme} proxy cannot be used",
                 hint="name an http or https proxy in HTTPS_PROXY and HTTP_PROXY",
             )
-        secret = {"proxy-authorization": _basic(parts)} if parts.username is not None else {}
-        address = f"{parts.scheme}://{_host(parts)}"
+        secret = {"proxy-authorization": basic_of(parts)} if parts.username is not None else {}
+        address = f"{parts.scheme}://{host_of(parts)}"
         return urllib3.ProxyManager(
             address, proxy_headers=secret, maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates
         )
@@ -188,25 +276,6 @@ class Patience:
         self._stop.sleep(delay)
 
 
-def redact(url: str) -> str:
-    """The URL for people: without user, password and query, which may be secrets."""
-    try:
-        parts = urlsplit(url)
-        return urlunsplit(parts._replace(netloc=_host(parts), query="…" if parts.query else "", fragment=""))
-    except ValueError:
-        return "(an address that cannot be read)"
-
-
-def is_local(url: str) -> bool:
-    """Whether a URL names a file of this machine."""
-    return url.startswith("file:")
-
-
-def file_of(url: str) -> Path:
-    """The local file that a `file:` URL names."""
-    return Path(unquote(urlsplit(url).path))
-
-
 def _read_file(url: str, limit: int) -> bytes:
     path = file_of(url)
     try:
@@ -230,50 +299,6 @@ def _body(response: BaseHTTPResponse, url: str, limit: int) -> bytes:
         if len(data) > limit:
             raise FetchError(f"{redact(url)}: the answer is larger than {limit} bytes")
     return bytes(data)
-
-
-def _web_address(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise FetchError(f"{redact(url)}: not an http or https address")
-    return parts
-
-
-def _host(parts: SplitResult) -> str:
-    return parts.netloc.rpartition("@")[2]
-
-
-def _joined(url: str, location: str) -> str:
-    try:
-        return urljoin(url, location)
-    except ValueError as error:
-        raise FetchError(f"{redact(url)}: redirects to what is no address") from error
-
-
-def _basic(parts: SplitResult) -> str:
-    secret = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-    return "Basic " + base64.b64encode(secret.encode()).decode()
-
-
-def _is_exempt(host: str, port: int | None, no_proxy: tuple[str, ...]) -> bool:
-    """Whether `NO_PROXY` names the host: by name, domain, address, network, any of them with a port, or `*`."""
-    for rule in no_proxy:
-        name, colon, number = rule.rpartition(":")
-        if colon and number.isdigit() and (":" not in name or name.endswith("]")):
-            if int(number) != port:
-                continue
-            rule = name
-        rule = rule.strip("[]").removeprefix("*").lstrip(".").lower()
-        if not rule or host == rule or host.endswith("." + rule):
-            return True
-        with suppress(ValueError):
-            if ipaddress.ip_address(host) in ipaddress.ip_network(rule, strict=False):
-                return True
-    return False
 
 
 def _check_status(response: BaseHTTPResponse, url: str) -> None:
