@@ -30,14 +30,29 @@ FLOORS = (
     ("lock", "reference"),
     ("fetch", "plan"),
     ("sources",),
-    ("packing",),
+    ("packing", "sbom"),
+    ("attach",),
     ("assemble", "examine", "publish", "resolve"),
     ("cli",),
 )
 """The modules and packages directly below `builder`, lowest first. A module imports from lower floors and, in a
 package, from its neighbours; the rooms of one floor never import one another."""
 
-PURE = ("documents", "lock", "plan", "profile", "layers.tar", "oci.digest", "oci.spec", "soci")
+PURE = (
+    "documents",
+    "lock",
+    "plan",
+    "profile",
+    "layers.tar",
+    "oci.artifact",
+    "oci.digest",
+    "oci.spec",
+    "sbom.cyclonedx",
+    "sbom.inventory",
+    "sbom.provenance",
+    "sbom.spdx",
+    "soci",
+)
 IMPURE_IMPORTS = {"os", "random", "socket", "subprocess", "time"}
 
 NETWORK = ("client", "fetch", "transfer")

@@ -1,0 +1,261 @@
+"""What travels with an image: its lock, profile, SBOMs and provenance, each an OCI artifact whose subject is the image.
+
+Their bytes depend on the lock and the profile alone, so that attaching twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from builder import lock as locks
+from builder.errors import BuilderError, StaleLockError
+from builder.image import Assembled
+from builder.lock import Lock, LockedFile
+from builder.oci.artifact import Artifact, encode
+from builder.oci.content import Source, Target
+from builder.oci.digest import Digest
+from builder.oci.spec import Descriptor
+from builder.parallel import Stop, for_each
+from builder.profile import LoadedProfile
+from builder.sbom import cyclonedx, inventory, licences, provenance, spdx
+from builder.sbom.licences import Licence
+from builder.store import Store
+
+LOCK = "application/vnd.layerwright.lock.v1+json"
+PROFILE = "application/vnd.layerwright.profile.v1+yaml"
+KINDS: Mapping[str, str] = {
+    LOCK: "lock",
+    PROFILE: "profile",
+    spdx.MEDIA_TYPE: "SBOM (SPDX)",
+    cyclonedx.MEDIA_TYPE: "SBOM (CycloneDX)",
+    provenance.MEDIA_TYPE: "provenance",
+}
+"""What artifact types are called for people; types of others have no name here."""
+
+MAX_FILE = 64 << 20
+"""The largest attached file, in bytes, that is read."""
+
+_CREATED = "org.opencontainers.image.created"
+_PREDICATE_TYPE = "in-toto.io/predicate-type"
+_FOREIGN = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+/;= -]{0,254}")
+_PIECE = 1 << 20
+_MOST = 1000
+_THREADS = 4
+
+
+class AttachmentError(BuilderError):
+    """What is attached to an image is not what the specification says."""
+
+    hint = "publish the image again, or remove the attached manifest"
+
+
+class Place(Source, Target, Protocol):
+    """Somewhere that artifacts are attached: it can say what is attached already."""
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A manifest that is attached to `subject`. `kind` is a name for people, `files` are descriptors with their titles as
+    annotations; `platform` is that of the subject, where an index names it."""
+
+    artifact_type: str
+    manifest: Descriptor
+    subject: Digest
+    files: tuple[Descriptor, ...]
+    platform: str | None = None
+
+    @property
+    def kind(self) -> str:
+        if self.artifact_type in KINDS:
+            return KINDS[self.artifact_type]
+        return self.artifact_type if _FOREIGN.fullmatch(self.artifact_type) else "of an unknown type"
+
+
+def all_of(
+    lock: Lock,
+    image: Assembled,
+    loaded: LoadedProfile,
+    store: Store,
+    ensure: Callable[[Iterable[LockedFile]], None],
+) -> tuple[Artifact, ...]:
+    """All that travels with the image of a lock, for `attach`: made once, for any number of places.
+
+    `ensure` is a fetcher's; it brings wheels that nobody has asked for their licence yet and that are not in the store.
+    Raises `StaleLockError` if a profile changed meanwhile, and what `sbom.licences.of` raises.
+    """
+    return documents(lock, image, profile_texts(loaded), licences.of(lock, store, ensure))
+
+
+def documents(
+    lock: Lock, image: Assembled, profiles: Mapping[str, bytes], told: Mapping[str, Licence]
+) -> tuple[Artifact, ...]:
+    """Lock, profile and provenance about the image's index; the SBOMs of each platform about that platform's manifest, which
+    may be copied alone, and about the index, where people look first.
+
+    `profiles` are the texts of the profile and what it extends by their names, `told` the licences of wheels by sha256. Pure.
+    """
+    top = image.documents.top
+    artifacts = [
+        Artifact(LOCK, top, ((f"{lock.name}.lock.json", locks.encode(lock).encode()),)),
+        Artifact(PROFILE, top, tuple((_title(name), data) for name, data in profiles.items())),
+        Artifact(
+            provenance.MEDIA_TYPE,
+            top,
+            ((f"{lock.name}.intoto.json", provenance.statement(lock, image)),),
+            {_PREDICATE_TYPE: provenance.PREDICATE_TYPE},
+        ),
+    ]
+    # After the images' manifests come those of their SOCI indexes.
+    for found, manifest in zip(inventory.of(lock, image, told), image.documents.manifests, strict=False):
+        name = f"{lock.name}.{str(found.platform).replace('/', '-')}"
+        for media_type, title, data in (
+            (spdx.MEDIA_TYPE, f"{name}.spdx.json", spdx.document(found)),
+            (cyclonedx.MEDIA_TYPE, f"{name}.cdx.json", cyclonedx.document(found)),
+        ):
+            artifacts += [Artifact(media_type, subject, ((title, data),)) for subject in (top, manifest)]
+    created = {_CREATED: lock.created}
+    return tuple(replace(item, annotations={**item.annotations, **created}) for item in artifacts)
+
+
+def profile_texts(loaded: LoadedProfile) -> dict[str, bytes]:
+    """The bytes of a profile's files by their names relative to its folder, the profile first.
+
+    Raises `StaleLockError` if one that it extends is not what it was when it was read.
+    """
+    texts = {loaded.path.name: _file(loaded.path)}
+    for include in loaded.includes:
+        data = _file(loaded.root / include.source)
+        if Digest.of(data).hex != include.sha256:
+            raise StaleLockError(f"{loaded.root / include.source}: it has changed since it was read")
+        texts[include.source] = data
+    return texts
+
+
+def attach(place: Place, artifacts: Sequence[Artifact]) -> tuple[Descriptor, ...]:
+    """Every artifact is in `place` afterwards, listed under its subject; returns their manifests' descriptors, in order.
+
+    The subjects need not be there yet: who attaches first and tags last never shows an image without its papers.
+    What is attached already is not sent again. Raises what the place raises.
+    """
+    there = {
+        descriptor.digest
+        for subject in dict.fromkeys(artifact.subject.digest for artifact in artifacts)
+        for descriptor in place.referrers(subject)
+    }
+    encoded = [encode(artifact) for artifact in artifacts]
+    new = [item for item in encoded if item.manifest.digest not in there]
+    blobs = {blob.digest: (blob, data) for item in new for blob, data in item.blobs}
+    for error in for_each(lambda item: _put(place, *item), blobs.values(), _THREADS, Stop()):
+        raise error
+    for item in new:  # one after the other: a registry without referrers has one list of them, that each write changes
+        place.put_manifest(item.manifest, item.data)
+    return tuple(item.manifest for item in encoded)
+
+
+def list(source: Source, digest: Digest) -> tuple[Attached, ...]:
+    """What is attached to an image, whoever attached it: to what a tag points at, and to its platforms' manifests.
+
+    `digest` is that of an index or a manifest. In the order of subjects, types and digests. Raises `AttachmentError` for
+    manifests that are not what they should be, and what the source raises.
+    """
+    found = []
+    for subject, platform in _subjects(source, digest).items():
+        referrers = {descriptor.digest: descriptor for descriptor in source.referrers(subject)}
+        if len(referrers) > _MOST:
+            raise AttachmentError(f"{subject}: more than {_MOST} manifests are attached to it")
+        attached = [_attached(source, descriptor, subject, platform) for descriptor in referrers.values()]
+        found += sorted(attached, key=lambda item: (item.artifact_type, item.manifest.digest))
+    return tuple(found)
+
+
+def read(source: Source, file: Descriptor) -> bytes:
+    """The bytes of an attached file; raises `AttachmentError` if it is larger than `MAX_FILE`."""
+    if file.size > MAX_FILE:
+        raise AttachmentError(f"{file.digest}: {file.size} bytes are too many for an attached file")
+    with source.blob(file) as stream:
+        pieces = []
+        while piece := stream.read(_PIECE):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def locks_of(source: Source, digest: Digest) -> tuple[Lock, ...]:
+    """The locks that are attached to the image `digest`, an index as a rule: one, or several that lead to the same image.
+
+    Raises what `list` and `read` raise, and what `lock.parse` raises for a file that is no lock of ours.
+    """
+    return tuple(
+        locks.parse(_text(read(source, file), file), f"the attached lock {file.digest.short}")
+        for attached in list(source, digest)
+        if attached.artifact_type == LOCK and attached.subject == digest
+        for file in attached.files
+    )
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BuilderError(f"{path}: cannot be read: {error.strerror}", hint="or leave it out: --no-attach") from error
+
+
+def _title(name: str) -> str:
+    """A file's name that no reader writes outside of its folder: what is above becomes a folder `_`."""
+    return "/".join("_" if part == ".." else part for part in name.split("/") if part not in ("", "."))
+
+
+def _put(target: Target, blob: Descriptor, data: bytes) -> None:
+    if not target.has(blob):
+        target.put_blob(blob, lambda: io.BytesIO(data))
+
+
+def _subjects(source: Source, digest: Digest) -> dict[Digest, str | None]:
+    """What something can be attached to, with the platform where an index names one; SOCI indexes are no images."""
+    document = _document(source, source.resolve(str(digest)))
+    subjects: dict[Digest, str | None] = {digest: None}
+    try:
+        for entry in document.get("manifests", ()):
+            found = Descriptor.parse(entry)
+            if not found.artifact_type:
+                subjects.setdefault(found.digest, str(found.platform) if found.platform else None)
+    except (ValueError, TypeError) as error:
+        raise AttachmentError(f"{digest}: it is no index: {error}", hint="publish the image again") from error
+    return subjects
+
+
+def _attached(source: Source, descriptor: Descriptor, subject: Digest, platform: str | None) -> Attached:
+    document = _document(source, descriptor)
+    try:
+        if document["subject"]["digest"] != str(subject):
+            raise ValueError(f"its subject is {document['subject']['digest']!r}, not {subject}")
+        files = tuple(Descriptor.parse(entry) for entry in document.get("layers") or document.get("blobs") or ())
+        config = document.get("config") or {}
+        artifact_type = document.get("artifactType") or config.get("mediaType") or ""
+        if not isinstance(artifact_type, str):
+            raise ValueError("artifactType is no text")
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise AttachmentError(f"{descriptor.digest}: it is no manifest of an artifact: {error}") from error
+    return Attached(artifact_type, descriptor, subject, files, platform)
+
+
+def _document(source: Source, descriptor: Descriptor) -> dict[str, Any]:
+    try:
+        document = json.loads(source.manifest(descriptor))
+    except (ValueError, RecursionError) as error:
+        raise AttachmentError(f"{descriptor.digest}: it is no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise AttachmentError(f"{descriptor.digest}: it is no manifest")
+    return document
+
+
+def _text(data: bytes, file: Descriptor) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise AttachmentError(f"{file.digest}: it is not UTF-8") from error

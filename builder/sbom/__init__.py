@@ -1,0 +1,1 @@
+"""What an image is made of and how it was made, in the words of others: SPDX, CycloneDX, SLSA."""

@@ -1,0 +1,162 @@
+"""What is in the image of each platform: packages, wheels and files, each with its digest, layer and licence. Pure.
+
+Documents of every format are made from this value, so that they cannot contradict one another.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import quote
+
+from builder.image import Assembled
+from builder.lock import Lock, LockedDeb, LockedLocal, LockedPlatform, LockedTemplate, LockedWheel
+from builder.oci.digest import Digest
+from builder.oci.spec import Platform
+from builder.plan import FilesLayer, SystemLayer, WheelLayer, plan
+from builder.sbom.licences import Licence
+
+TOOL = "layerwright"
+"""Without its version: one lock is one set of documents, whichever version made them."""
+_POOL = re.compile(r"pool/(?:[^/]+/)+(?P<prefix>[^/]+)/(?P<source>[^/]+)/[^/]+\.deb")
+_MAJOR = re.compile(r"\d+")
+
+
+class Kind(StrEnum):
+    """What a component is."""
+
+    DEB = "deb"
+    WHEEL = "wheel"
+    FILE = "file"
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of an image. `file` is the name of the archive it came in, or its path in the image; `source` is the Debian
+    source package; `copyright` the path of the copyright file in the image; `layer` the blob that has it."""
+
+    kind: Kind
+    name: str
+    version: str
+    purl: str
+    file: str
+    sha256: str
+    layer: Digest
+    licence: Licence | None = None
+    source: str = ""
+    copyright: str = ""
+
+    @property
+    def id(self) -> str:
+        """A name that is unique in its image, of letters, digits, dots and hyphens."""
+        own = Digest.of(self.file.encode()).hex if self.kind is Kind.FILE else self.sha256
+        return f"{self.kind.value}-{re.sub(r'[^A-Za-z0-9.]+', '-', self.name).strip('-')}-{own[:12]}"
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All of one image: `digest` is that of its manifest, `created` the lock's time, `debian` the number of the Debian
+    release, or the name of its suite, or empty."""
+
+    name: str
+    platform: Platform
+    digest: Digest
+    created: str
+    debian: str
+    components: tuple[Component, ...]
+
+    @property
+    def purl(self) -> str:
+        """Without a repository: the same image is in any number of them."""
+        return f"pkg:oci/{quote(self.name.lower(), safe='')}@{self.digest}?arch={self.platform.architecture}"
+
+    def uuid(self, kind: str) -> str:
+        """A UUID of a document about this image, always the same for the same content."""
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{TOOL}:{kind}:{self.digest}:{self.created}"))
+
+
+def of(lock: Lock, image: Assembled, licences: Mapping[str, Licence]) -> tuple[Inventory, ...]:
+    """The inventories of all platforms, in the lock's order; `licences` are those of wheels by sha256."""
+    manifests = image.documents.manifests[: len(image.images)]
+    return tuple(
+        Inventory(
+            lock.name,
+            locked.platform,
+            manifest.digest,
+            lock.created,
+            release(locked),
+            tuple(_components(lock, number, image, licences)),
+        )
+        for number, (locked, manifest) in enumerate(zip(lock.platforms, manifests, strict=True))
+    )
+
+
+def release(locked: LockedPlatform) -> str:
+    """The number of the Debian release, which is what base-files' version starts with; else the suite's name."""
+    if not locked.debian:
+        return ""
+    versions = (deb.version for deb in locked.debian.packages if deb.name == "base-files")
+    match = _MAJOR.match(next(versions, ""))
+    return match[0] if match else locked.debian.suite
+
+
+def deb_purl(deb: LockedDeb, debian: str) -> str:
+    """The package URL of a Debian package, with the qualifiers by which scanners find its advisories."""
+    qualifiers = {"arch": deb.architecture, "distro": f"debian-{debian}" if debian else "", "upstream": source(deb)}
+    if qualifiers["upstream"] == deb.name:
+        del qualifiers["upstream"]
+    text = "&".join(f"{key}={quote(value, safe=':')}" for key, value in sorted(qualifiers.items()) if value)
+    return f"pkg:deb/debian/{quote(deb.name, safe='')}@{quote(deb.version, safe=':')}?{text}"
+
+
+def wheel_purl(wheel: LockedWheel) -> str:
+    """The package URL of a wheel; its name is normalised already."""
+    return f"pkg:pypi/{quote(wheel.name, safe='')}@{quote(wheel.version, safe=':')}"
+
+
+def source(deb: LockedDeb) -> str:
+    """The name of the source package, from the package's place in the archive's pool; empty elsewhere."""
+    match = _POOL.fullmatch(deb.file.path)
+    return match["source"] if match and match["source"].startswith(match["prefix"]) else ""
+
+
+def _components(lock: Lock, number: int, image: Assembled, licences: Mapping[str, Licence]) -> Iterator[Component]:
+    debian = release(lock.platforms[number])
+    layers = zip(plan(lock).platforms[number].layers, image.images[number].layers, strict=True)
+    for planned, built in layers:
+        blob = built.blob.digest
+        match planned:
+            case SystemLayer():
+                yield from (_deb(deb, debian, blob) for deb in planned.packages)
+            case WheelLayer():
+                yield from (_wheel(wheel, blob, licences.get(wheel.file.sha256)) for wheel in planned.wheels)
+            case FilesLayer():
+                local: list[LockedLocal | LockedTemplate] = [*planned.files, *planned.templates]
+                files = sorted(local, key=lambda item: item.to)
+                yield from (_file(file, file.sha256, blob) for file in files if file.sha256)
+
+
+def _deb(deb: LockedDeb, debian: str, layer: Digest) -> Component:
+    return Component(
+        Kind.DEB,
+        deb.name,
+        deb.version,
+        deb_purl(deb, debian),
+        deb.file.path.rpartition("/")[2],
+        deb.file.sha256,
+        layer,
+        source=source(deb),
+        copyright=f"/usr/share/doc/{deb.name}/copyright",
+    )
+
+
+def _wheel(wheel: LockedWheel, layer: Digest, licence: Licence | None) -> Component:
+    purl = wheel_purl(wheel)
+    return Component(Kind.WHEEL, wheel.name, wheel.version, purl, wheel.file.path, wheel.file.sha256, layer, licence)
+
+
+def _file(file: LockedLocal | LockedTemplate, sha256: str, layer: Digest) -> Component:
+    return Component(Kind.FILE, file.to, "", "", file.to, sha256, layer)
