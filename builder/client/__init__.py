@@ -160,9 +160,11 @@ class Client:
         headers: Mapping[str, str] | None = None,
         body: Body = None,
         *,
+        redirects: bool = True,
         read_timeout: float | None = None,
     ) -> Iterator[Answer]:
-        """The answer, whatever its status, to one request. Redirects are followed where the method can stay the same.
+        """The answer, whatever its status, to one request. Redirects are followed where the method can stay the same,
+        unless `redirects` is false: where a body is secret, it must not be.
 
         A body that comes in pieces needs a `content-length` among the headers. `read_timeout` replaces the usual one.
         `authorization` never travels to another origin. Raises `TransientError` and `FetchError` where no answer came,
@@ -170,7 +172,7 @@ class Client:
         """
         with self._explained(url):
             sent = {name.lower(): value for name, value in (headers or {}).items()}
-            answer = self._follow(method, url, sent, body, read_timeout)
+            answer = self._follow(method, url, sent, body, redirects, read_timeout)
             try:
                 yield answer
                 # what is left of a short answer is read, so that its connection can be used again
@@ -180,9 +182,11 @@ class Client:
                 answer.response.close()
                 answer.response.release_conn()
 
-    def _follow(self, method: str, url: str, headers: dict[str, str], body: Body, read_timeout: float | None) -> Answer:
+    def _follow(
+        self, method: str, url: str, headers: dict[str, str], body: Body, redirects: bool, read_timeout: float | None
+    ) -> Answer:
         origin = origin_of(web_address(url))
-        reading = method in ("GET", "HEAD")
+        followed = _REDIRECTS if method in ("GET", "HEAD") else _SAME_METHOD
         network = self._network
         timeout = urllib3.Timeout(connect=network.connect_timeout, read=read_timeout or network.read_timeout)
         for _ in range(_MAX_REDIRECTS):
@@ -201,7 +205,7 @@ class Client:
                 decode_content=False,
             )
             location = response.headers.get("location")
-            if response.status not in (_REDIRECTS if reading else _SAME_METHOD) or not location:
+            if response.status not in followed or not location or not redirects:
                 return Answer(response, url, origin_of(parts) == origin)
             response.drain_conn()
             response.release_conn()

@@ -1,0 +1,185 @@
+"""A blob of a registry as a stream: parts of a big one are fetched ahead, all of it is checked as it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import BinaryIO
+
+from urllib3.response import BaseHTTPResponse
+
+from builder.client import READ, TransientError, redact
+from builder.oci.digest import Digest
+from builder.oci.spec import Descriptor
+from builder.parallel import Stop
+from builder.registry.session import RegistryError, Session
+
+AHEAD_FROM = 32 << 20
+PART = 4 << 20
+AHEAD = 8
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class WrongBytesError(RegistryError):
+    """A registry gives other bytes than those of the digest that was asked for."""
+
+    hint = "the registry, or what stands before it, is damaged: pull from another, or publish it again"
+
+
+class _NoRangesError(Exception):
+    """The server gives all or nothing."""
+
+
+@contextmanager
+def stream(session: Session, descriptor: Descriptor, advance: Callable[[int], None]) -> Iterator[BinaryIO]:
+    """The bytes of a blob; the read that meets their end raises `WrongBytesError` if they are others."""
+    stop = Stop()
+    with closing(_Blob(session, descriptor, advance, stop).blocks()) as blocks:
+        try:
+            yield io.BufferedReader(_Raw(blocks), READ)
+        finally:
+            stop.set()
+
+
+class _Raw(io.RawIOBase):
+    """Blocks as a file."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._block = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if not self._block:
+            self._block = memoryview(next(self._blocks, b""))
+        count = min(len(buffer), len(self._block))
+        buffer[:count] = self._block[:count]
+        self._block = self._block[count:]
+        return count
+
+
+class _Blob:
+    def __init__(self, session: Session, descriptor: Descriptor, advance: Callable[[int], None], stop: Stop) -> None:
+        self._session = session
+        self._descriptor = descriptor
+        self._advance = advance
+        self._stop = stop
+        self._url = session.url(f"blobs/{descriptor.digest}")
+
+    def blocks(self) -> Generator[bytes, None, None]:
+        """The bytes in order, the last of them only after all were checked."""
+        state = hashlib.sha256()
+        reached = 0
+        for block in self._received():
+            state.update(block)
+            reached += len(block)
+            self._advance(len(block))
+            if reached == self._descriptor.size:
+                self._check(Digest(state.hexdigest()))
+            yield block
+        if reached == 0:
+            self._check(Digest(state.hexdigest()))
+
+    def _check(self, found: Digest) -> None:
+        if found != self._descriptor.digest:
+            raise WrongBytesError(
+                f"{redact(self._url)}: the bytes are not those of the digest: expected {self._descriptor.digest}, "
+                f"got {found}"
+            )
+
+    def _received(self) -> Iterator[bytes]:
+        reached = 0
+        if self._descriptor.size >= AHEAD_FROM:
+            try:
+                for block in self._ahead():
+                    reached += len(block)
+                    yield block
+                return
+            except _NoRangesError:
+                pass
+        yield from self._serially(reached, self._descriptor.size)
+
+    def _ahead(self) -> Iterator[bytes]:
+        """Parts in order, several on their way; the first alone, since it shows whether the server knows ranges."""
+        yield self._part(0)
+        starts = iter(range(PART, self._descriptor.size, PART))
+        waiting: deque[Future[bytes]] = deque()
+        pool = ThreadPoolExecutor(AHEAD, "ahead")
+        try:
+            while True:
+                while len(waiting) < AHEAD and (start := next(starts, None)) is not None:
+                    waiting.append(pool.submit(self._part, start))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            self._stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _part(self, start: int) -> bytes:
+        end = min(start + PART, self._descriptor.size)
+        part = bytearray()
+        for block in self._serially(start, end, only_ranges=True):
+            part += block
+        return bytes(part)
+
+    def _serially(self, start: int, end: int, *, only_ranges: bool = False) -> Iterator[bytes]:
+        """One connection after the other, each from where the last one broke."""
+        patience = self._session.patience(self._stop)
+        reached = start
+        while reached < end:
+            before = reached
+            try:
+                for block in self._once(reached, end, only_ranges):
+                    reached += len(block)
+                    yield block
+            except TransientError as error:
+                patience.failed(error, progressed=reached > before)
+
+    def _once(self, start: int, end: int, only_ranges: bool) -> Iterator[bytes]:
+        whole = start == 0 and end == self._descriptor.size
+        headers = {} if whole else {"range": f"bytes={start}-{end - 1}"}
+        with self._session.open(self._url, headers) as response:
+            if response.status == 200 and only_ranges:
+                raise _NoRangesError
+            skip = self._check_headers(response, start, end)
+            left = end - start
+            while block := response.read1(READ, decode_content=False):
+                self._stop.check()
+                if skip:
+                    block, skip = block[skip:], max(skip - len(block), 0)
+                    if not block:
+                        continue
+                if len(block) > left:
+                    raise TransientError(f"{redact(self._url)}: more bytes came than were asked for")
+                left -= len(block)
+                if not left and response.read1(1, decode_content=False):
+                    raise TransientError(f"{redact(self._url)}: more bytes came than were asked for")
+                yield block
+                if not left:
+                    return
+        raise TransientError(f"{redact(self._url)}: the answer ended {left} bytes too early")
+
+    def _check_headers(self, response: BaseHTTPResponse, start: int, end: int) -> int:
+        """How many bytes come before those that are wanted."""
+        size = self._descriptor.size
+        expected = end - start
+        if response.status == 206:
+            match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
+            if not match or (int(match[1]), int(match[2])) != (start, end - 1) or match[3] not in ("*", str(size)):
+                raise TransientError(f"{redact(self._url)}: it sent another part than was asked for")
+        elif end == size:
+            expected = size
+        else:
+            raise _NoRangesError
+        length = response.headers.get("content-length", "").strip()
+        if length and length != str(expected):
+            raise TransientError(f"{redact(self._url)}: it says that it sends {length[:20]} bytes, not {expected}")
+        return start if response.status == 200 else 0
