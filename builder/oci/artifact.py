@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from builder.oci import spec
@@ -59,3 +59,12 @@ def encode(artifact: Artifact) -> Encoded:
         spec.MANIFEST, Digest.of(data), len(data), artifact.annotations, artifact_type=artifact.artifact_type
     )
     return Encoded(manifest, data, ((config, _EMPTY), *files))
+
+
+def stored(artifacts: Iterable[Artifact]) -> tuple[tuple[Descriptor, bytes], ...]:
+    """All blobs and manifests of some artifacts, each once, what is referred to first."""
+    found: dict[Digest, tuple[Descriptor, bytes]] = {}
+    for encoded in map(encode, artifacts):
+        for descriptor, data in (*encoded.blobs, (encoded.manifest, encoded.data)):
+            found.setdefault(descriptor.digest, (descriptor, data))
+    return tuple(found.values())
