@@ -5,47 +5,111 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 PEERS = Path(__file__).parent / "peers"
+_TOOLS = ("crane", "olareg", "oras")
+_START = 30.0
 
 
 def require(name: str) -> Path:
-    """The judge of this name: `soci-peer` is built on demand, any other one is a program on PATH.
+    """The judge of this name: `soci-peer`, `crane`, `olareg` and `oras` are built on demand, any other one is a program on PATH.
 
     A judge that is missing skips the test, or fails it where LAYERWRIGHT_REQUIRE_JUDGES=1 (as in CI).
     """
     if name == "soci-peer":
-        return _soci_peer()
+        return _built("soci-peer", PEERS, ".")
+    if name in _TOOLS:
+        return _built(name, PEERS / "registries", _package(name))
     found = shutil.which(name)
     return Path(found) if found else missing(name, f"no {name} on PATH")
 
 
-def _soci_peer() -> Path:
-    """The Go program of tests/peers, built again whenever one of its files is newer than it."""
+@contextmanager
+def registry(kind: str, folder: Path, environ: Mapping[str, str] | None = None) -> Iterator[str]:
+    """A running `docker-registry` or `olareg` that keeps what it has in `folder`; gives its address on the loopback."""
+    address = f"127.0.0.1:{_free_port()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "olareg":
+        command = [
+            str(require(kind)),
+            "serve",
+            "--dir",
+            str(folder),
+            "--port",
+            address.rpartition(":")[2],
+            "--addr",
+            "127.0.0.1",
+        ]
+    else:
+        config = folder / "config.yml"
+        lines = ["version: 0.1", "log: {level: error, accesslog: {disabled: true}}"]
+        lines += [f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}", f"http: {{addr: {address}}}", ""]
+        config.write_text("\n".join(lines))
+        command = [str(require(kind)), "serve", str(config)]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environ or {})})
+        try:
+            _wait_for(address, server, folder / "log")
+            yield address
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + _START
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    pytest.fail(f"the registry does not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def _package(name: str) -> str:
+    """The Go package of a tool, as the module's `tool` lines name it."""
+    lines = (PEERS / "registries" / "go.mod").read_text().splitlines()
+    return next(line.split()[-1] for line in lines if line.endswith(f"/cmd/{name}"))
+
+
+def _built(name: str, module: Path, package: str) -> Path:
+    """A Go program, built again whenever a file of its module here is newer than it."""
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    binary = PEERS / "bin" / "soci-peer"
+    binary = PEERS / "bin" / name
     binary.parent.mkdir(exist_ok=True)
     with (binary.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        changed = max(file.stat().st_mtime for pattern in ("*.go", "go.*") for file in PEERS.glob(pattern))
+        changed = max(file.stat().st_mtime for pattern in ("*.go", "go.*") for file in module.glob(pattern))
         if binary.exists() and binary.stat().st_mtime > changed:
             return binary
         if not go:
-            missing("soci-peer", "no go on PATH to build it")
+            missing(name, "no go on PATH to build it")
         built = subprocess.run(
-            [go, "build", "-trimpath", "-buildvcs=false", "-o", str(binary.with_suffix(".new")), "."],
-            cwd=PEERS,
+            [go, "build", "-trimpath", "-buildvcs=false", "-o", str(binary.with_suffix(".new")), package],
+            cwd=module,
             capture_output=True,
             text=True,
             check=False,
         )
         if built.returncode:
-            missing("soci-peer", f"go build failed:\n{built.stderr[-2000:]}")
+            missing(name, f"go build failed:\n{built.stderr[-2000:]}")
         binary.with_suffix(".new").rename(binary)
         return binary
 

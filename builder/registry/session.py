@@ -156,14 +156,6 @@ class Session:
         """A fresh count of failures."""
         return self.client.patience(stop)
 
-    def ping(self) -> None:
-        """Asks whether the registry is there and lets this user in. Raises `DeniedError` if not."""
-        self.retrying(self._ping)
-
-    def _ping(self) -> None:
-        with self.send("GET", f"{self.base}/v2/", wanted=frozenset()):
-            pass
-
     def _credentials(self) -> Credentials | None:
         if self._given is not None:
             return self._given
@@ -215,6 +207,21 @@ class Session:
         if answer.status in (401, 403):
             return DeniedError(message, hint=f"run `build login {self.reference.registry}`, as a user who may do that")
         return RegistryError(message, status=answer.status, codes=tuple(code for code, _ in errors))
+
+
+def check_login(registry: str, client: Client, credentials: Credentials, *, plain_http: bool = False) -> None:
+    """Asks whether a registry takes these credentials. Raises `DeniedError` if it does not, or asks for none."""
+    reference = Reference(registry, "login")
+    session = Session(reference, client, Keychain(), plain_http=plain_http, credentials=credentials)
+    url = f"{session.base}/v2/"
+
+    def attempt() -> None:
+        with session.send("GET", url, accept=(200, 404), wanted=frozenset()):
+            pass
+
+    session.retrying(attempt)
+    if session.authority.header(frozenset()) is None:
+        raise RegistryError(f"{registry}: asks for no credentials, so that they cannot be checked", hint="just use it")
 
 
 def _said(answer: Answer, errors: tuple[tuple[str, str], ...]) -> str:
