@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,20 @@ _WORTH_PROCESSES = 8 << 20
 """Below so many bytes of input, packing takes less time than starting processes for it."""
 
 
-def assemble(plan: Plan, store: Store, fetcher: Fetcher, folder: Folder, progress: Progress, jobs: int) -> Assembled:
+def assemble(
+    plan: Plan,
+    store: Store,
+    fetcher: Fetcher,
+    folder: Folder,
+    progress: Progress,
+    jobs: int,
+    ready: Callable[[BuiltLayer], None] = lambda _: None,
+) -> Assembled:
     """Makes every layer of the plan that the store does not have, `jobs` at a time, and the images of them.
 
-    Inputs are read only for layers that have to be made. Raises what the inputs deserve: `FetchError`,
-    `HostileInputError`, `CollisionError`, `StaleLockError`.
+    `ready` is called with every layer as soon as it is in the store; it may start threads. Inputs are read only for
+    layers that have to be made. Raises what the inputs deserve: `FetchError`, `HostileInputError`, `CollisionError`,
+    `StaleLockError`.
     """
     layers = list(dict.fromkeys(layer for platform in plan.platforms for layer in platform.layers))
     with store.in_use():
@@ -41,7 +50,8 @@ def assemble(plan: Plan, store: Store, fetcher: Fetcher, folder: Folder, progres
         known = {layer: packer.known(layer, store) for layer in layers}
         missing = [layer for layer in layers if known[layer] is None]
         fetcher.ensure(_needed(missing))
-        known |= _pack_all(missing, packer, store, progress, jobs)
+        there = [found for found in known.values() if found]
+        known |= _pack_all(missing, packer, progress, jobs, there, ready)
         images = tuple(_image(platform, plan, known, store) for platform in plan.platforms)
         return Assembled(plan.name, images, _documents(images, plan, store))
 
@@ -66,15 +76,32 @@ def _needed(layers: Iterable[Layer]) -> list[LockedFile]:
 
 
 def _pack_all(
-    layers: Sequence[Layer], packer: Packer, store: Store, progress: Progress, jobs: int
+    layers: Sequence[Layer],
+    packer: Packer,
+    progress: Progress,
+    jobs: int,
+    there: Sequence[BuiltLayer],
+    ready: Callable[[BuiltLayer], None],
 ) -> dict[Layer, BuiltLayer]:
     """Packs layers side by side, those that take longest first, so that the last to end is not the longest."""
     ordered = sorted(layers, key=_weight, reverse=True)
+
+    def started() -> None:
+        for layer in there:
+            ready(layer)
+
     with progress.task("packing layers", None) as task:
         if sum(_weight(layer) for layer in layers) < _WORTH_PROCESSES or jobs == 1:
-            return {layer: packer(layer, task.advance) for layer in ordered}
+            started()
+            packed = {}
+            for layer in ordered:
+                packed[layer] = packer(layer, task.advance)
+                ready(packed[layer])
+            return packed
         processes = min(jobs, _MOST_PROCESSES)
-        built = workers.run(packer, ordered, processes, task.advance, limit_compilers, (UNITS, 1))
+        built = workers.run(
+            packer, ordered, processes, task.advance, limit_compilers, (UNITS, 1), started=started, done=ready
+        )
         return dict(zip(ordered, built, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What a published image holds, read back from its layout: layers, sizes, spans, how it starts, labels."""
+"""What a published image holds, read back from where it is: layers, sizes, spans, how it starts, labels."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from builder.errors import HostileInputError
 from builder.oci import spec
+from builder.oci.content import MAX_MANIFEST, Source
 from builder.oci.digest import Digest
-from builder.oci.layout import Layout, LayoutError
+from builder.oci.spec import Descriptor
 from builder.soci import read
 from builder.soci.index import ARTIFACT_TYPE, INDEX_DIGEST, LAYER_DIGEST
 
 _MAX_ZTOC = 1 << 30
+_BLOCK = 1 << 20
 _PREFIX = "layerwright: "
 
 
@@ -42,62 +45,80 @@ class ExaminedImage:
 
 @dataclass(frozen=True)
 class Examined:
-    """What a tag of a layout points at."""
+    """What a reference stands for; `top` is its descriptor."""
 
     digest: Digest
     images: tuple[ExaminedImage, ...]
+    top: Descriptor
 
 
-def examine(layout: Layout, tag: str | None) -> Examined:
-    """Reads what `tag` (or the only image) of a layout is; raises `LayoutError` where it is not an image, or damaged."""
+def examine(source: Source, reference: str | None) -> Examined:
+    """Reads what `reference` (or the only image) of a source is. Of layers nothing is read, of ztocs everything.
+
+    Raises `HostileInputError` where a document is not what the image specification says, and what reading raises.
+    """
+    top = source.resolve(reference)
     try:
-        top = layout.resolve(tag)
-        digest = Digest.parse(top["digest"])
-        document = _read(layout, digest)
+        document = _document(source.manifest(top))
         if "manifests" not in document:
-            return Examined(digest, (_image(layout, digest, document, {}),))
-        entries = document["manifests"]
-        indexes = {entry["digest"]: entry for entry in entries if entry.get("artifactType") == ARTIFACT_TYPE}
-        images = [Digest.parse(entry["digest"]) for entry in entries if entry["digest"] not in indexes]
-        return Examined(digest, tuple(_image(layout, image, _read(layout, image), indexes) for image in images))
+            return Examined(top.digest, (_image(source, top.digest, document, {}),), top)
+        entries = [Descriptor.parse(entry) for entry in document["manifests"]]
+        indexes = {str(entry.digest): entry for entry in entries if entry.artifact_type == ARTIFACT_TYPE}
+        images = [entry for entry in entries if str(entry.digest) not in indexes]
+        return Examined(
+            top.digest,
+            tuple(_image(source, image.digest, _document(source.manifest(image)), indexes) for image in images),
+            top,
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LayoutError(
-            f"{layout.root}: a document in it is not what the image specification says ({error!r})",
-            hint="publish to it again",
+        raise HostileInputError(
+            f"{top.digest}: a document of it is not what the image specification says ({error!r})",
+            hint="publish it again",
         ) from error
 
 
-def _read(layout: Layout, digest: Digest) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(layout.read(digest))
+def _document(data: bytes) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(data)
     if not isinstance(document, dict):
-        raise ValueError(f"{digest} is no document")
+        raise ValueError("it is no JSON object")
     return document
 
 
-def _image(layout: Layout, digest: Digest, manifest: Mapping[str, Any], indexes: Mapping[str, Any]) -> ExaminedImage:
-    config = _read(layout, Digest.parse(manifest["config"]["digest"]))
+def _read(source: Source, descriptor: Descriptor, limit: int) -> bytes:
+    if descriptor.size > limit:
+        raise ValueError(f"{descriptor.digest} has {descriptor.size} bytes")
+    data = bytearray()
+    with source.blob(descriptor) as stream:
+        while block := stream.read(_BLOCK):
+            data += block
+    return bytes(data)
+
+
+def _image(
+    source: Source, digest: Digest, manifest: Mapping[str, Any], indexes: Mapping[str, Descriptor]
+) -> ExaminedImage:
+    config = _document(_read(source, Descriptor.parse(manifest["config"]), MAX_MANIFEST))
     bound = manifest.get("annotations", {}).get(INDEX_DIGEST)
-    soci = Digest.parse(bound) if bound in indexes else None
-    ztocs = dict(_ztocs(_read(layout, soci))) if soci else {}
+    soci = indexes.get(bound)
+    ztocs = dict(_ztocs(_document(source.manifest(soci)))) if soci else {}
     names = [str(item.get("created_by", "")).removeprefix(_PREFIX) for item in config.get("history", ())]
     names += [""] * len(manifest["layers"])
     layers = [
-        _layer(layout, name, entry, ztocs.get(entry["digest"]))
-        for name, entry in zip(names, manifest["layers"], strict=False)
+        _layer(source, name, entry, ztocs.get(entry.digest))
+        for name, entry in zip(names, map(Descriptor.parse, manifest["layers"]), strict=False)
     ]
-    platform = spec.Platform(config["os"], config["architecture"], config.get("variant"))
-    return ExaminedImage(str(platform), digest, soci, tuple(layers), config)
+    platform = spec.Platform(config.get("os", "unknown"), config.get("architecture", "unknown"), config.get("variant"))
+    return ExaminedImage(str(platform), digest, soci.digest if soci else None, tuple(layers), config)
 
 
-def _ztocs(index: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _ztocs(index: Mapping[str, Any]) -> Iterator[tuple[Digest, Descriptor]]:
     """The descriptors of ztocs by the digest of their layer."""
-    for entry in index["layers"]:
-        yield entry["annotations"][LAYER_DIGEST], entry
+    for entry in map(Descriptor.parse, index["layers"]):
+        yield Digest.parse(entry.annotations[LAYER_DIGEST]), entry
 
 
-def _layer(layout: Layout, name: str, entry: Mapping[str, Any], ztoc: Mapping[str, Any] | None) -> ExaminedLayer:
-    digest = Digest.parse(entry["digest"])
+def _layer(source: Source, name: str, layer: Descriptor, ztoc: Descriptor | None) -> ExaminedLayer:
     if ztoc is None:
-        return ExaminedLayer(name, digest, int(entry["size"]), 0, 0, 0)
-    found = read.figures(layout.read(Digest.parse(ztoc["digest"]), _MAX_ZTOC))
-    return ExaminedLayer(name, digest, int(entry["size"]), int(ztoc["size"]), found.spans, found.tar_size)
+        return ExaminedLayer(name, layer.digest, layer.size, 0, 0, 0)
+    found = read.figures(_read(source, ztoc, _MAX_ZTOC))
+    return ExaminedLayer(name, layer.digest, layer.size, ztoc.size, found.spans, found.tar_size)

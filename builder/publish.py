@@ -1,92 +1,119 @@
-"""The step from images to where nodes find them: an OCI layout, its tag moved last."""
+"""The step from images to where nodes find them: blobs while they are made, then documents, the tags last."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import BinaryIO, Self
 
-from builder.errors import UsageError
-from builder.image import Assembled
+from builder.errors import BuilderError, StoreError
+from builder.image import Assembled, BuiltLayer
+from builder.oci import spec
+from builder.oci.checking import Checked
 from builder.oci.digest import Digest
-from builder.oci.layout import Layout
 from builder.oci.spec import Descriptor
+from builder.places.delivery import Blob, Delivered, Delivery, Document, Sink
 from builder.progress import Progress
 from builder.store import Store
 
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-DEFAULT_TAG = "latest"
+_DOCUMENTS = frozenset({spec.INDEX, spec.MANIFEST})
 
 
-@dataclass(frozen=True)
-class Destination:
-    """`oci:DIR[:TAG]`: the folder of an OCI layout, and a tag in it."""
+class DamagedError(StoreError):
+    """An object of the store had other bytes than its digest says. It was removed: assembling again makes it anew."""
 
-    folder: Path
-    tag: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Destination:
-        """Raises `UsageError` for what is no destination."""
-        scheme, colon, rest = text.partition(":")
-        if scheme != "oci" or not colon:
-            raise UsageError(f"{text!r} is no destination of this version", hint="write oci:DIR or oci:DIR:TAG")
-        folder, colon, tag = rest.rpartition(":")
-        if not colon or "/" in tag:
-            folder, tag = rest, ""
-        if not folder or (colon and folder != rest and not _TAG.fullmatch(tag)):
-            raise UsageError(f"{text!r}: {tag!r} is no tag" if folder else f"{text!r} names no folder")
-        return cls(Path(folder), tag or None)
-
-    def __str__(self) -> str:
-        return f"oci:{self.folder}" + (f":{self.tag}" if self.tag else "")
+    hint = "run the same command again: what is missing is made or fetched anew"
 
 
-@dataclass(frozen=True)
-class Publication:
-    """What was published: where, the digest that the tag points at, and how many bytes were new there, or there before."""
+class Publishing:
+    """One publication into all `sinks`, for the length of a `with` block.
 
-    destination: Destination
-    digest: Digest
-    new_blobs: int
-    new_bytes: int
-    present_blobs: int
-    present_bytes: int
-
-
-def publish(image: Assembled, store: Store, destination: Destination, progress: Progress) -> Publication:
-    """Puts all blobs of the images into the layout, then its documents, then moves the tag.
-
-    Blobs are hard links into the store where the file system allows it. Raises `LayoutError`.
+    A layer that is `ready` is sent at once, on threads of its own, while others may still be made. The `finish` sends
+    what is left, and moves the tags when everything is in all places.
     """
-    layout = Layout(destination.folder)
-    layout.check()
-    blobs = list(image.blobs())
-    configs = [config for item in image.images if (config := _config(item.config))]
-    new = [blob for blob in (*blobs, *configs) if not _is_there(layout, blob)]
-    present = [blob for blob in (*blobs, *configs) if blob not in new]
-    with progress.task("publish", sum(blob.size for blob in new)) as task:
-        for blob in new:
-            layout.link(store.path(blob.digest), blob.digest, blob.size)
-            task.advance(blob.size)
-    for _, data in image.documents.blobs:
-        layout.put(data)
-    tag = destination.tag or DEFAULT_TAG
-    layout.tag(tag, image.documents.top)
-    return Publication(
-        Destination(destination.folder, tag),
-        image.documents.top.digest,
-        len(new),
-        sum(blob.size for blob in new),
-        len(present),
-        sum(blob.size for blob in present),
-    )
+
+    def __init__(self, store: Store, sinks: Sequence[Sink], progress: Progress, connections: int) -> None:
+        self._store = store
+        self._delivery = Delivery(sinks, progress, connections)
+
+    def __enter__(self) -> Self:
+        self._delivery.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._delivery.__exit__(kind, error, trace)
+
+    def ready(self, layer: BuiltLayer) -> None:
+        """Begins to send a layer of the store, and its ztoc."""
+        for descriptor in filter(None, (layer.blob, layer.ztoc)):
+            self._delivery.offer(self._stored(descriptor))
+
+    def finish(self, image: Assembled, attached: Sequence[tuple[Descriptor, bytes]] = ()) -> tuple[Delivered, ...]:
+        """Everything of the images is in every place afterwards, and the tags point at it.
+
+        `attached` are blobs and manifests that refer to the images, what is referred to first; they are there before the
+        tags. Raises `DamagedError` where the store's bytes are at fault, and what the places raise.
+        """
+        for layer in (layer for item in image.images for layer in item.layers):
+            self.ready(layer)
+        for item in image.images:
+            self._delivery.offer(self._stored(Descriptor(spec.CONFIG, Digest.of(item.config), len(item.config))))
+        documents: list[Document] = []
+        for descriptor, data in (*image.documents.blobs, *attached):
+            if descriptor.media_type in _DOCUMENTS:
+                documents.append(Document(descriptor, data))
+            else:
+                self._delivery.offer(Blob(descriptor, _in_memory(data)))
+        try:
+            return self._delivery.complete(documents, Document(*image.documents.blobs[-1]))
+        except BuilderError as error:
+            self._check_store(error)
+            raise
+
+    def _check_store(self, error: BuilderError) -> None:
+        """A place that refuses bytes may be right: the store's are looked at."""
+        failed = self._delivery.failed
+        if failed is None or failed.path is None or isinstance(error, DamagedError):
+            return
+        digest = failed.descriptor.digest
+        if not self._store.verify(digest):
+            raise DamagedError(f"{self._store.path(digest)}: the bytes are damaged") from error
+
+    def _stored(self, descriptor: Descriptor) -> Blob:
+        path = self._store.path(descriptor.digest)
+
+        def wrong(why: str) -> BuilderError:
+            self._store.discard(descriptor.digest)
+            return DamagedError(f"{path}: the bytes are damaged: {why}")
+
+        @contextmanager
+        def opened() -> Iterator[BinaryIO]:
+            try:
+                file = path.open("rb", buffering=0)
+            except OSError as error:
+                raise wrong(error.strerror or str(error)) from error
+            with Checked(file, descriptor, wrong) as stream:
+                yield stream  # type: ignore[misc]
+
+        return Blob(descriptor, opened, path)
 
 
-def _config(data: bytes) -> Descriptor:
-    return Descriptor("", Digest.of(data), len(data))
+def publish(
+    image: Assembled,
+    store: Store,
+    sinks: Sequence[Sink],
+    progress: Progress,
+    connections: int = 4,
+    attached: Sequence[tuple[Descriptor, bytes]] = (),
+) -> tuple[Delivered, ...]:
+    """Puts images that are in the store into all places at once (`Publishing`)."""
+    with Publishing(store, sinks, progress, connections) as publishing:
+        return publishing.finish(image, attached)
 
 
-def _is_there(layout: Layout, blob: Descriptor) -> bool:
-    path = layout.path(blob.digest)
-    return path.is_file() and path.stat().st_size == blob.size
+def _in_memory(data: bytes) -> Callable[[], AbstractContextManager[BinaryIO]]:
+    return lambda: io.BytesIO(data)

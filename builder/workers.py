@@ -36,12 +36,16 @@ def run(
     advance: Advance,
     setup: Callable[..., None] | None = None,
     slots: Sequence[int] = (),
+    *,
+    started: Callable[[], None] = lambda: None,
+    done: Callable[[_R], None] = lambda _: None,
 ) -> list[_R]:
     """`task(item, advance)` of every item, in the order of the items, by at most `processes` processes.
 
     Items are begun in their order. `task` and its results travel as pickles. `setup` is called first in every
     worker, with one semaphore for each number in `slots`. The first failure ends the others and is raised here; so does
-    an interrupt. Call it while no other thread is at work: a fork has only the one that made it.
+    an interrupt. Call it while no other thread is at work: a fork has only the one that made it. `started` is called when
+    all forks are made and `done` with every result as it comes; they may start threads.
     """
     context = multiprocessing.get_context("fork")
     semaphores = [context.BoundedSemaphore(count) for count in slots]
@@ -51,7 +55,8 @@ def run(
         for _ in range(min(processes, len(items))):
             inherited = [worker.connection for worker in workers]
             workers.append(_Worker(context, task, setup, semaphores, inherited))
-        return _dispatch(workers, items, advance)
+        started()
+        return _dispatch(workers, items, advance, done)
     finally:
         gc.unfreeze()
         for worker in workers:
@@ -60,7 +65,9 @@ def run(
             worker.join()
 
 
-def _dispatch(workers: Sequence[_Worker], items: Sequence[_T], advance: Advance) -> list[Any]:
+def _dispatch(
+    workers: Sequence[_Worker], items: Sequence[_T], advance: Advance, done: Callable[[Any], None]
+) -> list[Any]:
     results: dict[int, Any] = {}
     waiting = list(enumerate(items))
     running: dict[Any, tuple[_Worker, int]] = {}
@@ -85,6 +92,7 @@ def _dispatch(workers: Sequence[_Worker], items: Sequence[_T], advance: Advance)
                 results[number] = value
                 del running[connection]
                 give(worker)
+                done(value)
     return [results[number] for number in range(len(items))]
 
 

@@ -29,10 +29,10 @@ FLOORS = (
     ("profile",),
     ("lock", "reference"),
     ("fetch", "plan", "registry"),
-    ("sources",),
+    ("places", "sources"),
     ("packing", "sbom"),
     ("attach",),
-    ("assemble", "examine", "publish", "resolve"),
+    ("assemble", "copying", "examine", "publish", "resolve"),
     ("cli",),
 )
 """The modules and packages directly below `builder`, lowest first. A module imports from lower floors and, in a

@@ -1,20 +1,23 @@
-"""`build assemble` and `build publish`: from a profile to images in an OCI layout."""
+"""`build assemble` and `build publish`: from a profile to images in layouts, archives and registries."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from builder.cli.context import Context
-from builder.cli.options import common, format_option, lock_option, profile_argument
+from builder.cli.options import common, format_option, lock_option, plain_http_option, profile_argument
+from builder.cli.report import delivery_document, delivery_lines
 from builder.cli.work import Work
 from builder.image import Assembled
 from builder.lock import Lock
+from builder.oci.digest import Digest
+from builder.places.delivery import Delivered
+from builder.places.destination import DEFAULT_TAG, Destination, Folder
 from builder.progress import human_size
-from builder.publish import Destination, Publication
-from builder.publish import publish as publish_to
 
 
 @click.command(
@@ -30,35 +33,62 @@ def assemble(context: Context, profile: Path, output: str | None, relock: bool, 
     """Assembles to one layout."""
     work = Work.open(context, profile)
     lock = work.current_lock(relock)
-    destination = Destination.parse(output) if output else Destination(Path("out", lock.name))
+    destination = Destination.parse(output) if output else Folder(Path("out", lock.name))
     image, published = _published(work, lock, [destination])
     _report(context, lock, image, published, form)
 
 
 @click.command(
     help="Publish PROFILE: make its lock if it has none, take every layer from the store or pack it, index the image for "
-    "lazy starting, and put it into each DESTINATION, an OCI layout `oci:DIR[:TAG]`. The digest is printed.",
-    epilog="Example: build publish profiles/ocr.yaml oci:out/ocr:v1",
+    "lazy starting, and put it into each DESTINATION: a registry `HOST/REPOSITORY[:TAG]`, an OCI layout `oci:DIR[:TAG]` or an "
+    "archive `oci-archive:FILE[:TAG]`. What is there already is not sent again. The digest is printed.",
+    epilog="Example: build publish profiles/ocr.yaml localhost:5000/ocr:v1 localhost:5000/ocr:latest",
 )
 @profile_argument
 @click.argument("destinations", nargs=-1, metavar="[DESTINATION]...")
+@click.option(
+    "--mount-from", multiple=True, metavar="REPOSITORY", help="A repository of the same registry to take blobs from."
+)
+@plain_http_option
 @lock_option
 @format_option
 @common
-def publish(context: Context, profile: Path, destinations: tuple[str, ...], relock: bool, form: str) -> None:
+def publish(
+    context: Context,
+    profile: Path,
+    destinations: tuple[str, ...],
+    mount_from: tuple[str, ...],
+    relock: bool,
+    form: str,
+) -> None:
     """Publishes to all destinations."""
     work = Work.open(context, profile)
     parsed = [Destination.parse(text) for text in destinations] or [_default(work)]
     lock = work.current_lock(relock, make=True)
-    image, published = _published(work, lock, parsed)
+    image, published = _published(work, lock, parsed, mount_from)
     _report(context, lock, image, published, form)
 
 
-def _published(work: Work, lock: Lock, destinations: list[Destination]) -> tuple[Assembled, list[Publication]]:
+def _published(
+    work: Work, lock: Lock, destinations: Sequence[Destination], mount_from: Sequence[str] = ()
+) -> tuple[Assembled, tuple[Delivered, ...]]:
+    from builder.places.opening import open_sinks
+    from builder.publish import DamagedError, Publishing
+
     context = work.context
+    tagged = [named if named.tag else named.tagged(DEFAULT_TAG) for named in destinations]
     with context.store.in_use():  # from the first layer to the last copy
-        image = work.assemble(lock)
-        return image, [publish_to(image, context.store, to, context.progress) for to in destinations]
+        for attempt in range(2):
+            sinks = open_sinks(tagged, context, mount_from)
+            try:
+                with Publishing(context.store, sinks, context.progress, context.settings.jobs) as publishing:
+                    image = work.assemble(lock, publishing.ready)
+                    return image, publishing.finish(image)
+            except DamagedError as error:
+                if attempt:
+                    raise
+                context.progress.note(f"{error}; it is made again")
+    raise AssertionError("the second attempt returns or raises")
 
 
 def _default(work: Work) -> Destination:
@@ -66,21 +96,20 @@ def _default(work: Work) -> Destination:
     profile = work.loaded.profile
     if profile.publish.to:
         named = Destination.parse(profile.publish.to)
-        return Destination(work.loaded.root / named.folder, named.tag)
-    return Destination(Path("out", profile.name))
+        return Folder(work.loaded.root / named.path, tag=named.tag) if isinstance(named, Folder) else named
+    return Folder(Path("out", profile.name))
 
 
-def _report(context: Context, lock: Lock, image: Assembled, published: list[Publication], form: str) -> None:
+def _report(context: Context, lock: Lock, image: Assembled, published: Sequence[Delivered], form: str) -> None:
     for platform in image.documents.unindexed if lock.soci.enabled else ():
         least = human_size(lock.soci.min_layer_size)
         context.progress.note(f"{platform}: no layer has {least}, so that no SOCI index is made; it is pulled whole")
     layers = [layer for item in image.images for layer in item.layers]
     packed = sum(layer.packed for layer in layers)
+    names = dict(_names(image))
     for item in published:
-        context.progress.note(
-            f"{item.destination}: {len(layers)} layers, {packed} of them packed now; "
-            f"{human_size(item.new_bytes)} new, {human_size(item.present_bytes)} there before"
-        )
+        for line in delivery_lines(item, names, f"{len(layers)} layers, {packed} of them packed now; "):
+            context.progress.note(line)
     if form == "text":
         click.echo(f"{image.documents.top.digest}")
         return
@@ -93,13 +122,16 @@ def _report(context: Context, lock: Lock, image: Assembled, published: list[Publ
             ]
             for item in image.images
         },
-        "destinations": [
-            {
-                "destination": str(item.destination),
-                "new": {"blobs": item.new_blobs, "bytes": item.new_bytes},
-                "present": {"blobs": item.present_blobs, "bytes": item.present_bytes},
-            }
-            for item in published
-        ],
+        "destinations": [document for item in published for document in delivery_document(item, names)],
     }
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _names(image: Assembled) -> Iterator[tuple[Digest, str]]:
+    """What the blobs of the images are, for people."""
+    for item in image.images:
+        yield Digest.of(item.config), f"configuration of {item.platform}"
+        for layer in item.layers:
+            yield layer.blob.digest, layer.name
+            if layer.ztoc:
+                yield layer.ztoc.digest, f"ztoc of {layer.name}"

@@ -30,6 +30,7 @@ class Context:
     environ: Mapping[str, str]
     config: Path
     clock: Callable[[], float] = time.time
+    plain_http: bool = False
 
     @classmethod
     def from_environment(

@@ -7,24 +7,29 @@ from typing import Any
 
 import click
 
-from builder.cli.options import format_option
+from builder.cli.context import Context
+from builder.cli.options import common, format_option, plain_http_option
 from builder.cli.table import table
 from builder.examine import Examined, ExaminedImage, examine
-from builder.oci.layout import Layout
+from builder.places.destination import Destination
+from builder.places.opening import open_source
 from builder.progress import human_size
-from builder.publish import Destination
 
 
 @click.command(
-    help="Show what is in the image at DEST, `oci:DIR[:TAG]`: layers, sizes, SOCI spans, how it starts, labels.",
+    help="Show what is in the image REF, in a registry `HOST/REPOSITORY[:TAG]`, an OCI layout `oci:DIR[:TAG]` or an archive "
+    "`oci-archive:FILE[:TAG]`: layers, sizes, SOCI spans, how it starts, labels.",
     epilog="Example: build inspect oci:out/ocr",
 )
-@click.argument("dest")
+@click.argument("ref")
+@plain_http_option
 @format_option
-def inspect(dest: str, form: str) -> None:
+@common
+def inspect(context: Context, ref: str, form: str) -> None:
     """Prints the image of every platform."""
-    destination = Destination.parse(dest)
-    examined = examine(Layout(destination.folder), destination.tag)
+    destination = Destination.parse(ref)
+    source, reference = open_source(destination, context)
+    examined = examine(source, reference)
     if form == "json":
         click.echo(json.dumps(_document(examined), indent=2, ensure_ascii=False))
         return

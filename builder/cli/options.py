@@ -21,6 +21,20 @@ format_option = click.option(
 )
 lock_option = click.option("--lock", "relock", is_flag=True, help="Update the lock first, as `build lock` does.")
 
+
+def _allow_plain_http(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.obj = replace(context.obj, plain_http=True)
+
+
+plain_http_option = click.option(
+    "--plain-http",
+    is_flag=True,
+    expose_value=False,
+    callback=_allow_plain_http,
+    help="Speak to registries without encryption; those on this machine need no such permission.",
+)
+
 _COMMON = (
     click.option("--offline", is_flag=True, help="Never use the network; say what is missing."),
     click.option("--jobs", type=click.IntRange(1, 64), help="How many downloads run at once."),

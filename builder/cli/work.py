@@ -15,7 +15,7 @@ from builder import profile as profiles
 from builder.assemble import assemble
 from builder.cli.context import Context
 from builder.errors import BuilderError, OfflineError, StaleLockError, UsageError
-from builder.image import Assembled
+from builder.image import Assembled, BuiltLayer
 from builder.lock import Lock
 from builder.packing import Folder
 from builder.profile import PYTHON_OF, LoadedProfile
@@ -95,13 +95,13 @@ class Work:
             )
         return lock
 
-    def assemble(self, lock: Lock) -> Assembled:
-        """Assembles the images of the lock in the store."""
+    def assemble(self, lock: Lock, ready: Callable[[BuiltLayer], None] = lambda _: None) -> Assembled:
+        """Assembles the images of the lock in the store; `ready` is called with every layer as soon as it is there."""
         context = self.context
         mirrors, catalogue = _origins(context)
         fetcher = context.fetcher(ConfiguredOrigins(mirrors, catalogue))
         folder = Folder(self.loaded.root, self.local.rendered)
-        return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, _jobs(context))
+        return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, _jobs(context), ready)
 
 
 def platform_name() -> str:

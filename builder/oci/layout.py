@@ -1,36 +1,37 @@
-"""An OCI image layout on disk (image-spec, image-layout.md): blobs first, `index.json` last, each by rename."""
+"""An OCI image layout on disk (image-spec, image-layout.md): blobs first, `index.json` last, each by rename.
+
+A manifest with a subject that no tag points at is listed in `index.json` by its digest alone, as ORAS does it: that is
+how referrers are found again.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
-import re
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from builder.errors import BuilderError
 from builder.oci import spec
+from builder.oci.checking import Checked, checked
+from builder.oci.content import MAX_MANIFEST, Outcome
 from builder.oci.digest import Digest
+from builder.oci.files import replacing, sweep, write
+from builder.oci.listing import REF_NAME as REF_NAME
+from builder.oci.listing import LayoutError as LayoutError
+from builder.oci.listing import Listing, parse_index, subject
 from builder.oci.spec import Descriptor
 
-REF_NAME = "org.opencontainers.image.ref.name"
 _VERSION = b'{"imageLayoutVersion":"1.0.0"}'
-_MAX_INDEX = 4 << 20
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
-
-
-class LayoutError(BuilderError):
-    """A folder is not the OCI layout that it should be, or cannot be written."""
+_BLOCK = 1 << 20
 
 
 class Layout:
-    """The layout in the folder `root`, which is made when something is written."""
+    """The layout in the folder `root`, which is made when something is written; a `Source` and a `Target`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -38,20 +39,50 @@ class Layout:
     def path(self, digest: Digest) -> Path:
         return self.root / "blobs" / "sha256" / digest.hex
 
-    def link(self, source: Path, digest: Digest, size: int) -> None:
-        """Makes the finished file `source` the blob `digest`: a hard link where possible, else a copy."""
-        target = self.path(digest)
-        with _explained(self.root):
-            if target.is_file():
-                if target.stat().st_size == size:
-                    return
-                target.unlink(missing_ok=True)  # it is damaged
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(source, target)
-
     def check(self) -> None:
         """Raises `LayoutError` if there is an index that cannot be read, so that no tag could be set."""
         self._index()
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Whether a blob of that digest and size is there."""
+        try:
+            found = self.path(descriptor.digest).stat()
+        except OSError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == descriptor.size
+
+    def put_blob(
+        self,
+        descriptor: Descriptor,
+        open: Callable[[], AbstractContextManager[BinaryIO]],
+        path: Path | None = None,
+    ) -> Outcome:
+        """The blob is there afterwards: as a hard link to `path` where that is possible (mounted), else as a copy (moved).
+
+        What is copied is checked. Raises `LayoutError`, and what reading raises.
+        """
+        if self.has(descriptor):
+            return Outcome.PRESENT
+        target = self.path(descriptor.digest)
+        with _explained(self.root):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_file():
+                target.unlink(missing_ok=True)  # it is damaged
+            if path is not None and _linked(path, target):
+                return Outcome.MOUNTED
+        with open() as stream, _explained(self.root), replacing(target) as writer:
+            shutil.copyfileobj(checked(stream, descriptor, _wrong(descriptor)), writer, _BLOCK)
+        return Outcome.MOVED
+
+    def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
+        """Stores a manifest or index; with a tag it gets that name, and one with a subject is listed in any case."""
+        if Digest.of(data) != descriptor.digest:
+            raise ValueError(f"these are not the bytes of {descriptor.digest}")
+        self.put(data)
+        if tag is not None:
+            self.tag(tag, descriptor)
+        elif subject(data) is not None:
+            self._change(lambda entries: _listed(entries, descriptor))
 
     def put(self, data: bytes) -> Digest:
         """Stores a small blob."""
@@ -59,62 +90,91 @@ class Layout:
         if not self.path(digest).is_file() or self.path(digest).read_bytes() != data:
             with _explained(self.root):
                 self.path(digest).parent.mkdir(parents=True, exist_ok=True)
-                _write(self.path(digest), data)
+                write(self.path(digest), data)
         return digest
 
-    def read(self, digest: Digest, limit: int = _MAX_INDEX) -> bytes:
+    def read(self, digest: Digest, limit: int = MAX_MANIFEST) -> bytes:
         """A small blob, checked against its digest."""
         try:
             with self.path(digest).open("rb") as file:
                 data = file.read(limit + 1)
         except FileNotFoundError as error:
             raise LayoutError(f"{self.root}: the blob {digest} is missing", hint="publish to it again") from error
+        except OSError as error:
+            raise LayoutError(f"{self.root}: the blob {digest} cannot be read: {error.strerror}") from error
         if len(data) > limit or Digest.of(data) != digest:
-            raise LayoutError(
-                f"{self.root}: the blob {digest} is damaged", hint="delete the blob and publish to it again"
-            )
+            raise self._damaged(digest)
         return data
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """The bytes of a manifest or index, checked."""
+        data = self.read(descriptor.digest)
+        if len(data) != descriptor.size:
+            raise self._damaged(descriptor.digest)
+        return data
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor) -> Iterator[BinaryIO]:
+        """The bytes of a blob, checked while they are read."""
+        try:
+            file = self.path(descriptor.digest).open("rb", buffering=0)
+        except FileNotFoundError as error:
+            missing = f"{self.root}: the blob {descriptor.digest} is missing"
+            raise LayoutError(missing, hint="publish to it again") from error
+        except OSError as error:
+            raise LayoutError(f"{self.root}: {descriptor.digest} cannot be read: {error.strerror}") from error
+        with Checked(file, descriptor, lambda why: self._damaged(descriptor.digest, why)) as stream:
+            yield stream  # type: ignore[misc]
+
+    def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
+        """The manifests listed in `index.json` whose subject is `digest`."""
+        return self._listing().referrers(digest)
 
     def tag(self, tag: str, descriptor: Descriptor) -> None:
         """Points `tag` at a manifest or index that the layout already holds; other tags stay."""
         entry = descriptor.document() | {"annotations": {**descriptor.annotations, REF_NAME: tag}}
+        self._change(lambda entries: [*(other for other in entries if _ref_name(other) != tag), entry])
+
+    def resolve(self, reference: str | None) -> Descriptor:
+        """What a tag or a digest stands for (`Listing.resolve`)."""
+        return self._listing().resolve(reference)
+
+    def _listing(self) -> Listing:
+        def read(digest: Digest) -> bytes | None:
+            return self.read(digest) if self.path(digest).is_file() else None
+
+        return Listing(str(self.root), "oci:DIR", [Descriptor.parse(entry) for entry in self._index()], read)
+
+    def _change(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]] | None]) -> None:
+        """Writes what `change` makes of the entries of `index.json`; None changes nothing."""
         with _explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         with _explained(self.root), _alone(self.root):
-            others = [other for other in self._index() if _ref_name(other) != tag]
-            index = {"schemaVersion": 2, "mediaType": spec.INDEX, "manifests": [*others, entry]}
-            _sweep(self.root)
-            _write(self.root / "oci-layout", _VERSION)
-            _write(self.root / "index.json", spec.encode(index))
+            entries = change(self._index())
+            if entries is not None:
+                index = {"schemaVersion": 2, "mediaType": spec.INDEX, "manifests": entries}
+                sweep(self.root)
+                sweep(self.root / "blobs" / "sha256")
+                write(self.root / "oci-layout", _VERSION)
+                write(self.root / "index.json", spec.encode(index))
 
-    def resolve(self, tag: str | None) -> dict[str, Any]:
-        """The descriptor, as a document, that `tag` points at; without a tag, the only one."""
-        index = self._index()
-        if not index:
-            raise LayoutError(f"{self.root}: no image is in it, or it is no OCI layout", hint="publish to it first")
-        found = [entry for entry in index if tag is None or _ref_name(entry) == tag]
-        if len(found) != 1:
-            names = ", ".join(sorted(str(_ref_name(entry)) for entry in index))
-            raise LayoutError(f"{self.root}: it holds {names}", hint="name one of them as oci:DIR:TAG")
-        return found[0]
+    def _damaged(self, digest: Digest, why: str = "") -> LayoutError:
+        return LayoutError(
+            f"{self.root}: the blob {digest} is damaged" + (f": {why}" if why else ""),
+            hint="delete the blob and publish to it again",
+        )
 
     def _index(self) -> list[dict[str, Any]]:
         path = self.root / "index.json"
         try:
-            with path.open("rb") as file:
-                document = json.loads(file.read(_MAX_INDEX))
-            entries = document["manifests"]
-            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-                raise TypeError("manifests is not a list of descriptors")
+            data = path.read_bytes()
         except FileNotFoundError:
             return []
         except NotADirectoryError as error:
             raise LayoutError(f"{self.root}: not a folder", hint="choose another destination") from error
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise LayoutError(
-                f"{path}: not an OCI index ({error})", hint="choose an empty folder, or mend it"
-            ) from error
-        return entries
+        except OSError as error:
+            raise LayoutError(f"{path}: cannot be read: {error.strerror}") from error
+        return parse_index(data, str(path))
 
 
 def _ref_name(entry: Mapping[str, Any]) -> str | None:
@@ -122,54 +182,28 @@ def _ref_name(entry: Mapping[str, Any]) -> str | None:
     return annotations.get(REF_NAME) if isinstance(annotations, dict) else None
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def _listed(entries: list[dict[str, Any]], descriptor: Descriptor) -> list[dict[str, Any]] | None:
+    """The entries with one more, if none of them names the same manifest."""
+    if any(entry.get("digest") == str(descriptor.digest) for entry in entries):
+        return None
+    return [*entries, descriptor.document()]
+
+
+def _wrong(descriptor: Descriptor) -> Callable[[str], LayoutError]:
+    return lambda why: LayoutError(f"the bytes given for {descriptor.digest} are wrong: {why}", hint="try again")
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Whether `target` is the same file as `source` now, or another writer was faster, with the same bytes."""
     try:
         os.link(source, target)
     except FileExistsError:
-        return  # another writer was faster, with the same bytes
+        return True
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
             raise
-        with source.open("rb") as reader, _replacing(target) as writer:
-            shutil.copyfileobj(reader, writer, 4 << 20)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with _replacing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside `path` that takes its place, complete, at the end of the block; it is locked while it is written."""
-    temporary, file = _temporary(path)
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> tuple[Path, BinaryIO]:
-    while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        file = temporary.open("xb")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if temporary.exists():  # else it was swept away before it was locked
-            return temporary, file
-        file.close()
-
-
-def _sweep(root: Path) -> None:
-    """Removes what killed writers left."""
-    for folder in (root, root / "blobs" / "sha256"):
-        for path in [path for path in folder.glob(".*") if _TEMPORARY.fullmatch(path.name)]:
-            with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+        return False
+    return True
 
 
 @contextmanager

@@ -1,0 +1,154 @@
+"""A copy of everything that belongs to an image: its index, all platforms, SOCI indexes, and whatever refers to them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from builder.errors import HostileInputError
+from builder.oci.content import Source
+from builder.oci.digest import Digest
+from builder.oci.spec import Descriptor
+from builder.parallel import Stop, for_each
+from builder.places.delivery import Blob, Delivered, Delivery, Document, Sink
+from builder.progress import Progress
+
+_MAX_DOCUMENTS = 10_000
+_MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Closure:
+    """What belongs to `top`: every document after those that it names or refers to, every blob once."""
+
+    top: Document
+    documents: tuple[Document, ...]
+    blobs: tuple[Descriptor, ...]
+
+
+def copy(
+    source: Source, top: Descriptor, sink: Sink, progress: Progress, connections: int = 4, *, referrers: bool = True
+) -> Delivered:
+    """All of `closure` is in the sink afterwards, and its tags point at `top`; else an error is raised and no tag moved.
+
+    The bytes are those of the source: digests stay as they are. Raises what source and target raise.
+    """
+    found = closure(source, top, connections, referrers=referrers)
+    with Delivery([sink], progress, connections, "copy") as delivery:
+        for blob in found.blobs:
+            delivery.offer(Blob(blob, _opener(source, blob)))
+        (delivered,) = delivery.complete(found.documents, found.top)
+    return delivered
+
+
+def closure(source: Source, top: Descriptor, connections: int = 4, *, referrers: bool = True) -> Closure:
+    """Everything that `top` names, down to the layers, and everything that refers to any manifest of it, and so on.
+
+    Only documents are read. Raises `HostileInputError` for one that is not what the specification says, or for too many.
+    """
+    return _Walk(source, connections, referrers).of(top)
+
+
+@dataclass
+class _Node:
+    document: Document
+    children: tuple[Descriptor, ...]
+    blobs: tuple[Descriptor, ...]
+    referrers: tuple[Descriptor, ...] = ()
+
+
+@dataclass
+class _Walk:
+    """Reads documents a generation at a time, several at once."""
+
+    source: Source
+    connections: int
+    with_referrers: bool
+    nodes: dict[Digest, _Node] = field(default_factory=dict)
+    size: int = 0
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, top: Descriptor) -> Closure:
+        generation: Mapping[Digest, Descriptor] = {top.digest: top}
+        while generation:
+            stop = Stop()
+            for error in for_each(self._read, generation.values(), self.connections, stop):
+                raise error
+            named = (
+                item for digest in generation for item in (*self.nodes[digest].children, *self.nodes[digest].referrers)
+            )
+            generation = {item.digest: item for item in named if item.digest not in self.nodes}
+        ordered = [self.nodes[digest] for digest in _ordered(top.digest, self.nodes)]
+        blobs = {blob.digest: blob for node in ordered for blob in node.blobs if blob.digest not in self.nodes}
+        largest_first = sorted(
+            blobs.values(), key=lambda blob: -blob.size
+        )  # so that the last to end is not the longest
+        return Closure(self.nodes[top.digest].document, tuple(node.document for node in ordered), tuple(largest_first))
+
+    def _read(self, descriptor: Descriptor) -> None:
+        data = self.source.manifest(descriptor)
+        with self.guard:
+            self.size += len(data)
+            if self.size > _MAX_BYTES or len(self.nodes) >= _MAX_DOCUMENTS:
+                raise HostileInputError(f"{descriptor.digest}: too many manifests belong to this image")
+        children, blobs = _named(descriptor, data)
+        referrers = self.source.referrers(descriptor.digest) if self.with_referrers else ()
+        node = _Node(Document(descriptor, data), children, blobs, referrers)
+        with self.guard:
+            self.nodes[descriptor.digest] = node
+
+
+def _named(descriptor: Descriptor, data: bytes) -> tuple[tuple[Descriptor, ...], tuple[Descriptor, ...]]:
+    """The manifests and the blobs that a document names."""
+    try:
+        document = json.loads(data)
+        children = tuple(map(Descriptor.parse, _listed(document, "manifests")))
+        config = [document["config"]] if "config" in document else []
+        blobs = [*config, *_listed(document, "layers"), *_listed(document, "blobs")]
+        if not children and not blobs and "manifests" not in document:
+            raise ValueError("it names nothing")
+        return children, tuple(map(Descriptor.parse, blobs))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise HostileInputError(
+            f"{descriptor.digest}: not a manifest that can be copied: {error}", hint="name another image"
+        ) from error
+
+
+def _listed(document: Mapping[str, Any], key: str) -> list[Any]:
+    found = document.get(key) or []
+    if not isinstance(found, list):
+        raise TypeError(f"{key} is not a list")
+    return found
+
+
+def _ordered(top: Digest, nodes: Mapping[Digest, _Node]) -> Iterator[Digest]:
+    """Every document after its children; those that refer to one after it. An index never names itself, by its digest."""
+    given: set[Digest] = set()
+    subjects = [top]
+    while subjects:
+        following: list[Digest] = []
+        for root in subjects:
+            for digest in _children_first(root, nodes, given):
+                yield digest
+                following += [item.digest for item in nodes[digest].referrers]
+        subjects = following
+
+
+def _children_first(root: Digest, nodes: Mapping[Digest, _Node], given: set[Digest]) -> Iterator[Digest]:
+    stack: list[tuple[Digest, bool]] = [(root, False)]
+    while stack:
+        digest, opened = stack.pop()
+        if opened:
+            yield digest
+        elif digest not in given:
+            given.add(digest)
+            stack.append((digest, True))
+            stack += [(child.digest, False) for child in reversed(nodes[digest].children)]
+
+
+def _opener(source: Source, blob: Descriptor) -> Callable[[], AbstractContextManager[BinaryIO]]:
+    return lambda: source.blob(blob)

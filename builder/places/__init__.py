@@ -1,0 +1,1 @@
+"""Places that images are in: folders, archives and registry repositories, by the names people write for them."""
