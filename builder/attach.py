@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from builder import lock as locks
 from builder.errors import BuilderError, StaleLockError
 from builder.image import Assembled
 from builder.lock import Lock, LockedFile
-from builder.oci.artifact import Artifact, encode, stored
+from builder.oci.artifact import TITLE, Artifact, encode, stored
 from builder.oci.content import Source, Target
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
@@ -75,6 +75,12 @@ class Attached:
         if self.artifact_type in KINDS:
             return KINDS[self.artifact_type]
         return self.artifact_type if _FOREIGN.fullmatch(self.artifact_type) else "of an unknown type"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the files are called, fit for a terminal; a file without a name has its digest."""
+        titles = (file.annotations.get(TITLE) or file.digest.short for file in self.files)
+        return tuple("".join(character if character.isprintable() else "?" for character in title) for title in titles)
 
 
 def all_of(
@@ -164,14 +170,8 @@ def list(source: Source, digest: Digest) -> tuple[Attached, ...]:
     `digest` is that of an index or a manifest. In the order of subjects, types and digests. Raises `AttachmentError` for
     manifests that are not what they should be, and what the source raises.
     """
-    found = []
-    for subject, platform in _subjects(source, digest).items():
-        referrers = {descriptor.digest: descriptor for descriptor in source.referrers(subject)}
-        if len(referrers) > _MOST:
-            raise AttachmentError(f"{subject}: more than {_MOST} manifests are attached to it")
-        attached = [_attached(source, descriptor, subject, platform) for descriptor in referrers.values()]
-        found += sorted(attached, key=lambda item: (item.artifact_type, item.manifest.digest))
-    return tuple(found)
+    subjects = _subjects(source, digest)
+    return tuple(item for subject, platform in subjects.items() for item in _attached_to(source, subject, platform))
 
 
 def read(source: Source, file: Descriptor) -> bytes:
@@ -192,8 +192,7 @@ def locks_of(source: Source, digest: Digest) -> tuple[Lock, ...]:
     """
     return tuple(
         locks.parse(_text(read(source, file), file), f"the attached lock {file.digest.short}")
-        for attached in list(source, digest)
-        if attached.artifact_type == LOCK and attached.subject == digest
+        for attached in _attached_to(source, digest, only=LOCK)
         for file in attached.files
     )
 
@@ -229,18 +228,34 @@ def _subjects(source: Source, digest: Digest) -> dict[Digest, str | None]:
     return subjects
 
 
+def _attached_to(
+    source: Source, subject: Digest, platform: str | None = None, only: str | None = None
+) -> Iterator[Attached]:
+    """What refers to `subject`, by type and digest; with `only`, what other types look like does not matter."""
+    referrers = {item.digest: item for item in source.referrers(subject) if only in (None, item.artifact_type)}
+    if len(referrers) > _MOST:
+        raise AttachmentError(f"{subject}: more than {_MOST} manifests are attached to it")
+    attached = [_attached(source, item, subject, platform) for item in referrers.values()]
+    yield from sorted(attached, key=lambda item: (item.artifact_type, item.manifest.digest))
+
+
 def _attached(source: Source, descriptor: Descriptor, subject: Digest, platform: str | None) -> Attached:
     document = _document(source, descriptor)
     try:
         if document["subject"]["digest"] != str(subject):
             raise ValueError(f"its subject is {document['subject']['digest']!r}, not {subject}")
-        files = tuple(Descriptor.parse(entry) for entry in document.get("layers") or document.get("blobs") or ())
         config = document.get("config") or {}
         artifact_type = document.get("artifactType") or config.get("mediaType") or ""
         if not isinstance(artifact_type, str):
             raise ValueError("artifactType is no text")
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise AttachmentError(f"{descriptor.digest}: it is no manifest of an artifact: {error}") from error
+    try:
+        files = tuple(Descriptor.parse(entry) for entry in document.get("layers") or document.get("blobs") or ())
+    except (TypeError, ValueError) as error:
+        if artifact_type in KINDS:
+            raise AttachmentError(f"{descriptor.digest}: its files cannot be read: {error}") from error
+        files = ()  # others may use digests that are not ours to read
     return Attached(artifact_type, descriptor, subject, files, platform)
 
 
