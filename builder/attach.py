@@ -17,7 +17,7 @@ from builder import lock as locks
 from builder.errors import BuilderError, StaleLockError
 from builder.image import Assembled
 from builder.lock import Lock, LockedFile
-from builder.oci.artifact import TITLE, Artifact, encode
+from builder.oci.artifact import TITLE, Artifact, encode, stored
 from builder.oci.content import Source, Target
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
@@ -89,13 +89,13 @@ def all_of(
     loaded: LoadedProfile,
     store: Store,
     ensure: Callable[[Iterable[LockedFile]], None],
-) -> tuple[Artifact, ...]:
-    """All that travels with the image of a lock: for `attach`, or with `oci.artifact.stored` for a publication.
+) -> tuple[tuple[Descriptor, bytes], ...]:
+    """All that travels with the image of a lock, as a publication takes it: blobs before the manifests that name them.
 
     `ensure` is a fetcher's; it brings wheels that nobody has asked for their licence yet and that are not in the store.
     Raises `StaleLockError` if a profile changed meanwhile, and what `sbom.licences.of` raises.
     """
-    return documents(lock, image, profile_texts(loaded), licences.of(lock, store, ensure))
+    return stored(documents(lock, image, profile_texts(loaded), licences.of(lock, store, ensure)))
 
 
 def documents(
