@@ -32,7 +32,7 @@ FLOORS = (
     ("places", "sources"),
     ("packing", "sbom"),
     ("attach",),
-    ("assemble", "copying", "examine", "publish", "resolve"),
+    ("assemble", "copying", "differ", "examine", "publish", "resolve", "verify"),
     ("cli",),
 )
 """The modules and packages directly below `builder`, lowest first. A module imports from lower floors and, in a

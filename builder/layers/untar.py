@@ -68,6 +68,11 @@ class TarReader:
         """Bytes of the tar that were given out."""
         return self._position
 
+    @property
+    def blob_position(self) -> int:
+        """Bytes of the blob that were used for them, at most a piece too many."""
+        return self._stream.position
+
     def next(self) -> Found | None:
         """The next member; None at the end of the archive, after which the rest of the blob has been read and checked."""
         if self._ended:

@@ -25,8 +25,12 @@ INDEX_DIGEST = "com.amazon.soci.index-digest"
 LAYER_DIGEST = "com.amazon.soci.image-layer-digest"
 """The annotation of a ztoc's descriptor that names its layer."""
 
-_IMAGE_MANIFEST_DIGEST = "com.amazon.soci.image-manifest-digest"
-_LAYER_MEDIA_TYPE = "com.amazon.soci.image-layer-mediaType"
+IMAGE_MANIFEST_DIGEST = "com.amazon.soci.image-manifest-digest"
+"""The annotation of a SOCI index's entry that names the image's manifest."""
+
+LAYER_MEDIA_TYPE = "com.amazon.soci.image-layer-mediaType"
+"""The annotation of a ztoc's descriptor that says of what type its layer is."""
+
 _SPAN_SIZE = "com.amazon.soci.span-size"
 _BUILD_TOOL = "com.amazon.soci.build-tool-identifier"
 
@@ -97,7 +101,7 @@ def convert(images: Sequence[PlainImage]) -> Converted:
         blobs[described.digest] = (described, text)
         manifests.append(described)
         if index:
-            binding = {_IMAGE_MANIFEST_DIGEST: str(described.digest)}
+            binding = {IMAGE_MANIFEST_DIGEST: str(described.digest)}
             indexes.append(replace(index, annotations=binding, platform=image.platform))
     text = top_index([*manifests, *indexes])
     top = Descriptor(spec.INDEX, Digest.of(text), len(text))
@@ -126,7 +130,7 @@ def soci_index(layers: Iterable[Layer], span_size: int) -> bytes | None:
         replace(
             layer.ztoc,
             annotations={
-                _LAYER_MEDIA_TYPE: layer.blob.media_type,
+                LAYER_MEDIA_TYPE: layer.blob.media_type,
                 LAYER_DIGEST: str(layer.blob.digest),
                 _SPAN_SIZE: str(span_size),
             },

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from mmap import mmap
 
 from builder.layers.spans import WINDOW, Checkpoint, TocEntry
 from builder.oci.digest import Digest
@@ -40,7 +41,7 @@ class Ztoc:
     checkpoints: tuple[Checkpoint, ...]
     digests: tuple[Digest, ...]
     entries: int
-    _data: bytes
+    _data: bytes | mmap
     _windows: int
     _toc: int
 
@@ -73,7 +74,7 @@ def figures(data: bytes) -> ZtocFigures:
     return ZtocFigures(len(found.checkpoints), found.tar_size)
 
 
-def decode(data: bytes) -> Ztoc:
+def decode(data: bytes | mmap) -> Ztoc:
     """A serialised ztoc; raises ValueError where the bytes are none of a gzip layer, or contradict themselves."""
     buffer = _Buffer(data)
     with _explained():
@@ -172,7 +173,7 @@ def _seconds(text: str) -> int:
 class _Buffer:
     """Flatbuffers in bytes; offsets are absolute. `struct.error` or ValueError where an offset leads out of them."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | mmap) -> None:
         self._data = data
 
     def follow(self, at: int) -> int:

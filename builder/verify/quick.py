@@ -1,0 +1,262 @@
+"""What is published is what it says: documents, digests, sizes, diff_ids, and the SOCI index against the layers.
+
+Every blob is read once, as a stream; nothing is rebuilt. Memory does not grow with the image.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from builder.errors import BuilderError
+from builder.layers.stream import Figures, LayerError
+from builder.layers.untar import TarReader
+from builder.oci.content import Source
+from builder.oci.digest import Digest
+from builder.oci.published import (
+    ImageError,
+    PublishedImage,
+    Top,
+    is_artifact,
+    parsed,
+    read_document,
+    read_image,
+    read_top,
+)
+from builder.oci.spec import Descriptor
+from builder.progress import Progress, Task
+from builder.soci import read
+from builder.soci.check import ZtocCheck
+from builder.soci.index import ARTIFACT_TYPE, IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, LAYER_DIGEST, LAYER_MEDIA_TYPE
+from builder.soci.read import Ztoc
+from builder.verify.findings import Finding, Kind, VerifiedImage, VerifiedLayer, says_no
+
+MAX_ZTOC = 1 << 30
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a reference stands for, as far as it can be read, and what is wrong with it. `images` are those of `top` whose
+    documents can be read; `verified` says what was read of them."""
+
+    descriptor: Descriptor
+    top: Top | None
+    images: tuple[PublishedImage, ...]
+    verified: tuple[VerifiedImage, ...]
+    findings: tuple[Finding, ...]
+
+
+def examine(source: Source, descriptor: Descriptor, progress: Progress) -> Structure:
+    """Checks everything that `descriptor` leads to. Raises where the source cannot be asked; what it says wrongly is a finding."""
+    report = _Report([])
+    top: Top | None = report.attempt(Kind.STRUCTURE, read_top, source, descriptor)
+    if top is None:
+        return Structure(descriptor, None, (), (), tuple(report.findings))
+    images = []
+    for entry in top.images:
+        at = str(entry.platform) if entry.platform else None
+        image = report.attempt(Kind.STRUCTURE, read_image, source, entry, platform=at)
+        if image:
+            images.append(image)
+    platforms = [str(image.platform) for image in images]
+    for platform in sorted({name for name in platforms if platforms.count(name) > 1}):
+        report.add(Kind.PLATFORM, "there are several images of this platform", platform=platform)
+    bound = _bound(source, top, images, report)
+    total = sum({layer.digest: layer.size for image in images for layer in image.layers}.values())
+    with progress.task("verifying layers", total) as task:
+        verified = tuple(_image(source, image, bound.get(image.manifest.digest, {}), report, task) for image in images)
+    return Structure(descriptor, top, tuple(images), verified, tuple(report.findings))
+
+
+@dataclass
+class _Report:
+    """Gathers findings."""
+
+    findings: list[Finding]
+
+    def add(self, kind: Kind, message: str, **where: Any) -> None:
+        self.findings.append(Finding(kind, message, **where))
+
+    def attempt(self, kind: Kind, read: Callable[..., Any], *arguments: object, **where: Any) -> Any:
+        """What `read` gives, or None if it says that what is published is wrong."""
+        try:
+            return read(*arguments)
+        except BuilderError as error:
+            if not says_no(error):
+                raise
+            self.add(kind if isinstance(error, ImageError | LayerError) else Kind.BLOB, str(error), **where)
+            return None
+
+
+def _bound(
+    source: Source, top: Top, images: list[PublishedImage], report: _Report
+) -> dict[Digest, Mapping[Digest, Descriptor]]:
+    """For the manifest of each image the ztocs of its layers, by the layers' digests."""
+    indexes = {entry.digest: entry for entry in top.entries if entry.artifact_type == ARTIFACT_TYPE}
+    found: dict[Digest, Mapping[Digest, Descriptor]] = {}
+    used = set()
+    for image in images:
+        where = {"platform": str(image.platform)}
+        annotations = image.document.get("annotations")
+        name = annotations.get(INDEX_DIGEST) if isinstance(annotations, dict) else None
+        if name is None:
+            continue
+        index = next((entry for digest, entry in indexes.items() if str(digest) == name), None)
+        if index is None:
+            if top.descriptor.digest != image.manifest.digest:  # a manifest alone has no index beside it
+                report.add(Kind.SOCI, f"its SOCI index {name} is not in the index of the image", **where)
+            continue
+        used.add(index.digest)
+        names = index.annotations.get(IMAGE_MANIFEST_DIGEST)
+        if names != str(image.manifest.digest):
+            report.add(Kind.SOCI, f"its SOCI index {index.digest} is for another image, {names}", **where)
+        if index.platform and index.platform != image.platform:
+            report.add(Kind.SOCI, f"its SOCI index {index.digest} is for {index.platform}", **where)
+        document = report.attempt(Kind.SOCI, read_document, source, index, **where)
+        if document is not None:
+            found[image.manifest.digest] = _ztocs(document, index, image, report)
+    for digest in sorted(indexes.keys() - used):
+        report.add(Kind.SOCI, f"no image is bound to the SOCI index {digest}")
+    for entry in top.entries:
+        if is_artifact(entry) and entry.digest not in indexes:
+            report.attempt(Kind.STRUCTURE, read_document, source, entry)
+    return found
+
+
+def _ztocs(
+    document: Mapping[str, Any], index: Descriptor, image: PublishedImage, report: _Report
+) -> Mapping[Digest, Descriptor]:
+    where: dict[str, Any] = {"platform": str(image.platform)}
+    layers = {str(layer.digest): (number, layer) for number, layer in enumerate(image.layers, 1)}
+    found: dict[Digest, Descriptor] = {}
+    config, listed = document.get("config"), document.get("layers")
+    if not isinstance(config, dict) or ARTIFACT_TYPE not in (config.get("mediaType"), document.get("artifactType")):
+        report.add(Kind.SOCI, f"{index.digest} is no SOCI index v2", **where)
+    if not isinstance(listed, list) or not listed:
+        report.add(Kind.SOCI, f"the SOCI index {index.digest} lists no ztocs", **where)
+        return found
+    for entry in listed:
+        ztoc = report.attempt(Kind.SOCI, parsed, entry, f"the SOCI index {index.digest}", **where)
+        if ztoc is None:
+            continue
+        names = ztoc.annotations.get(LAYER_DIGEST)
+        if names not in layers:
+            report.add(Kind.SOCI, f"the ztoc {ztoc.digest} is for {names}, which is no layer of this image", **where)
+            continue
+        number, layer = layers[names]
+        if layer.digest in found:
+            report.add(Kind.SOCI, "it has two ztocs", **where, layer=number, name=image.names[number - 1])
+        media_type = ztoc.annotations.get(LAYER_MEDIA_TYPE)
+        if media_type != layer.media_type:
+            message = f"its ztoc is said to be for {media_type}, the layer is {layer.media_type}"
+            report.add(Kind.SOCI, message, **where, layer=number, name=image.names[number - 1])
+        found[layer.digest] = ztoc
+    return found
+
+
+def _image(
+    source: Source, image: PublishedImage, ztocs: Mapping[Digest, Descriptor], report: _Report, task: Task
+) -> VerifiedImage:
+    layers = []
+    for number, (layer, diff_id, name) in enumerate(zip(image.layers, image.diff_ids, image.names, strict=True), 1):
+        where = {"platform": str(image.platform), "layer": number, "name": name}
+        verified = _layer(source, layer, diff_id, ztocs.get(layer.digest), report, task, where)
+        if verified:
+            layers.append(verified)
+    return VerifiedImage(str(image.platform), image.manifest.digest, tuple(layers))
+
+
+def _layer(
+    source: Source,
+    layer: Descriptor,
+    diff_id: Digest,
+    described: Descriptor | None,
+    report: _Report,
+    task: Task,
+    where: Mapping[str, Any],
+) -> VerifiedLayer | None:
+    """Reads one layer to its end, beside its ztoc if it has one."""
+    with ExitStack() as stack:
+        ztoc = _ztoc(stack, source, described, report, where)
+        check = ZtocCheck(ztoc) if ztoc else None
+        read = _read_layer(source, layer, check, report, task, where)
+        if read is None:
+            return None
+        figures, members = read
+        if figures.diff_id != diff_id:
+            report.add(
+                Kind.DIFF_ID, f"its tar has the digest {figures.diff_id}, the configuration says {diff_id}", **where
+            )
+        for fault in check.faults if check else ():
+            report.add(Kind.SOCI, f"its ztoc: {fault.wrong}: {fault.message}", **where, path=fault.path)
+        spans = len(ztoc.checkpoints) if ztoc else 0
+        return VerifiedLayer(str(where["name"]), layer.digest, layer.size, figures.tar_size, members, spans)
+
+
+def _read_layer(
+    source: Source,
+    layer: Descriptor,
+    check: ZtocCheck | None,
+    report: _Report,
+    task: Task,
+    where: Mapping[str, Any],
+) -> tuple[Figures, int] | None:
+    members, told = 0, 0
+    try:
+        with source.blob(layer) as blob:
+            try:
+                with TarReader(blob, check) as reader:
+                    while member := reader.next():
+                        members += 1
+                        if check:
+                            check.member(member.entry)
+                        for _ in reader.content():
+                            at = reader.blob_position
+                            task.advance(at - told)
+                            told = at
+                    figures = reader.figures()
+                    if check:
+                        check.finish(figures)
+                    task.advance(figures.blob_size - told)
+                    return figures, members
+            except LayerError as error:
+                while blob.read(_BLOCK):  # what the blob's digest says comes first
+                    pass
+                report.add(Kind.LAYER, str(error), **where)
+    except BuilderError as error:
+        if not says_no(error):
+            raise
+        report.add(Kind.BLOB, str(error), **where)
+    return None
+
+
+def _ztoc(
+    stack: ExitStack, source: Source, described: Descriptor | None, report: _Report, where: Mapping[str, Any]
+) -> Ztoc | None:
+    """The ztoc of a layer. Its bytes lie in a file without a name: most of them are windows, which are read once."""
+    if described is None:
+        return None
+    if described.size > MAX_ZTOC:
+        report.add(Kind.SOCI, f"its ztoc {described.digest} is larger than {MAX_ZTOC} bytes", **where)
+        return None
+    try:
+        file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        with source.blob(described) as blob:
+            while piece := blob.read(_BLOCK):
+                file.write(piece)
+        file.flush()
+        if not file.tell():
+            raise ValueError("it is empty")
+        return read.decode(stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    except ValueError as error:
+        report.add(Kind.SOCI, f"its ztoc {described.digest} cannot be read: {error}", **where)
+    except BuilderError as error:
+        if not says_no(error):
+            raise
+        report.add(Kind.BLOB, f"its ztoc: {error}", **where)
+    return None
