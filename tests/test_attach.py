@@ -14,7 +14,8 @@ import judges
 import papers
 import pytest
 from layouts import Layout as RawLayout
-from test_sbom import TOLD
+from test_sbom import TOLD, spdx_problems
+from world import World, locked_files, run
 
 from builder import attach
 from builder import lock as locks
@@ -341,3 +342,62 @@ def test_too_many_are_an_error(tmp_path: Path) -> None:
     raw.point_to(top, *entries)
     with pytest.raises(AttachmentError, match="more than 1000"):
         attach.list(Layout(raw.root), top.digest)
+
+
+# The whole way.
+
+
+@pytest.mark.parametrize("kind", ["docker-registry", "olareg"])
+def test_a_published_image_has_its_papers_with_it(kind: str, world: World, small: Path, tmp_path: Path) -> None:
+    """With the referrers API, and without it; everybody's second publication is the same and sends nothing."""
+    oras = judges.require("oras")
+    with judges.registry(kind, tmp_path / "registry") as address:
+        reference = f"{address}/team/small:v1"
+        environ = world.environment(world.root / "cache")
+        digest = run(["publish", small, reference], tmp_path, environ).digest
+        entries = discovered(oras, reference)
+        assert sorted(entry["artifactType"] for entry in entries) == EVERY_TYPE
+        assert len(discovered(oras, reference, "--platform", "linux/amd64")) == 2
+        pulled = {entry["artifactType"]: pull(oras, address, entry["digest"], tmp_path) for entry in entries}
+        assert pulled[attach.LOCK] == {"small.lock.json": small.with_suffix(".lock.json").read_bytes()}
+        assert pulled[attach.PROFILE] == {"small.yaml": small.read_bytes()}
+        (sbom,) = pulled["application/spdx+json"].values()
+        assert spdx_problems(sbom) == []
+        lock = locks.parse(small.with_suffix(".lock.json").read_text(), "lock")
+        for file in locked_files(lock):
+            assert file.sha256.encode() in sbom
+        (statement,) = pulled["application/vnd.in-toto+json"].values()
+        assert {"name": "small", "digest": {"sha256": digest.partition(":")[2]}} in json.loads(statement)["subject"]
+        # Another machine that has none of the inputs: it fetches those that it has to read.
+        again = run(["publish", "--format", "json", small, reference], tmp_path, world.environment(tmp_path / "other"))
+        assert again.json["digest"] == digest
+        assert discovered(oras, reference) == entries
+
+
+def test_without_papers_if_so_asked(world: World, small: Path, tmp_path: Path) -> None:
+    environ = world.environment(world.root / "cache")
+    bare = run(["publish", "--no-attach", small, "oci:bare"], tmp_path, environ)
+    full = run(["publish", small, "oci:full"], tmp_path, environ)
+    assert bare.digest == full.digest
+    digest = Digest.parse(bare.digest)
+    assert attach.list(Layout(tmp_path / "bare"), digest) == ()
+    assert len(attach.list(Layout(tmp_path / "full"), digest)) == 7
+
+
+def discovered(oras: Path, reference: str, *options: str) -> list[dict[str, Any]]:
+    """What ORAS finds attached, in an order of its own making."""
+    argv = [str(oras), "discover", "--plain-http", "--format", "json", *options, reference]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    entries: list[dict[str, Any]] = document.get("referrers") or document["manifests"]
+    return sorted(entries, key=lambda entry: str(entry["digest"]))
+
+
+def pull(oras: Path, address: str, digest: str, tmp_path: Path) -> dict[str, bytes]:
+    """The files of an artifact by their names."""
+    folder = tmp_path / "pulled" / digest.replace(":", "-")
+    argv = [str(oras), "pull", "--plain-http", f"{address}/team/small@{digest}", "-o", str(folder)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-from packaging.metadata import parse_email
 
 from builder.errors import HostileInputError
 from builder.layers.content import read
@@ -97,6 +96,8 @@ def decide(told: Told) -> Licence | None:
 
 def parse(metadata: bytes) -> Told:
     """Reads the METADATA of a wheel (core metadata specification); what cannot be read counts as not said."""
+    from packaging.metadata import parse_email  # it takes long to import, and wheels are read once only
+
     raw, _ = parse_email(metadata)
     classifiers = sorted({item for item in raw.get("classifiers", ()) if item.startswith(_CLASSIFIER)})
     return Told(_clean(raw.get("license_expression", "")), _clean(raw.get("license", "")), tuple(classifiers))
