@@ -16,19 +16,21 @@ from typing import NoReturn
 import pytest
 
 PEERS = Path(__file__).parent / "peers"
-_TOOLS = ("crane", "olareg", "oras")
+_TOOLS = {"crane": "registries", "notation": "signers", "olareg": "registries", "oras": "registries"}
+"""Programs in Go and the folders of their modules here."""
+
 _START = 30.0
 
 
 def require(name: str) -> Path:
-    """The judge of this name: `soci-peer`, `crane`, `olareg` and `oras` are built on demand, any other one is a program on PATH.
+    """The judge of this name: `soci-peer` and `_TOOLS` are built on demand, any other one is a program on PATH.
 
     A judge that is missing skips the test, or fails it where LAYERWRIGHT_REQUIRE_JUDGES=1 (as in CI).
     """
     if name == "soci-peer":
         return _built("soci-peer", PEERS, ".")
     if name in _TOOLS:
-        return _built(name, PEERS / "registries", _package(name))
+        return _built(name, PEERS / _TOOLS[name], _package(name))
     found = shutil.which(name)
     return Path(found) if found else missing(name, f"no {name} on PATH")
 
@@ -85,7 +87,7 @@ def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 def _package(name: str) -> str:
     """The Go package of a tool, as the module's `tool` lines name it."""
-    lines = (PEERS / "registries" / "go.mod").read_text().splitlines()
+    lines = (PEERS / _TOOLS[name] / "go.mod").read_text().splitlines()
     return next(line.split()[-1] for line in lines if line.endswith(f"/cmd/{name}"))
 
 

@@ -31,7 +31,7 @@ FLOORS = (
     ("fetch", "plan", "registry"),
     ("places", "sources"),
     ("packing", "sbom"),
-    ("attach",),
+    ("attach", "signing"),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "verify"),
     ("cli",),
 )
