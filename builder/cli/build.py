@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from builder import attach
 from builder.cli.context import Context
 from builder.cli.options import common, format_option, lock_option, plain_http_option, profile_argument
 from builder.cli.report import delivery_document, delivery_lines
@@ -15,9 +16,18 @@ from builder.cli.work import Work
 from builder.image import Assembled
 from builder.lock import Lock
 from builder.oci.digest import Digest
+from builder.oci.spec import Descriptor
 from builder.places.delivery import Delivered
 from builder.places.destination import DEFAULT_TAG, Destination, Folder
 from builder.progress import human_size
+
+attach_option = click.option(
+    "--attach/--no-attach",
+    "attaching",
+    default=True,
+    show_default=True,
+    help="Whether lock, profile, SBOMs and provenance travel with the image.",
+)
 
 
 @click.command(
@@ -26,15 +36,16 @@ from builder.progress import human_size
 )
 @profile_argument
 @click.option("-o", "--output", metavar="oci:DIR[:TAG]", help="The layout.  [default: oci:out/NAME]")
+@attach_option
 @lock_option
 @format_option
 @common
-def assemble(context: Context, profile: Path, output: str | None, relock: bool, form: str) -> None:
+def assemble(context: Context, profile: Path, output: str | None, attaching: bool, relock: bool, form: str) -> None:
     """Assembles to one layout."""
     work = Work.open(context, profile)
     lock = work.current_lock(relock)
     destination = Destination.parse(output) if output else Folder(Path("out", lock.name))
-    image, published = _published(work, lock, [destination])
+    image, published = _published(work, lock, [destination], attaching)
     _report(context, lock, image, published, form)
 
 
@@ -49,6 +60,7 @@ def assemble(context: Context, profile: Path, output: str | None, relock: bool, 
 @click.option(
     "--mount-from", multiple=True, metavar="REPOSITORY", help="A repository of the same registry to take blobs from."
 )
+@attach_option
 @plain_http_option
 @lock_option
 @format_option
@@ -58,6 +70,7 @@ def publish(
     profile: Path,
     destinations: tuple[str, ...],
     mount_from: tuple[str, ...],
+    attaching: bool,
     relock: bool,
     form: str,
 ) -> None:
@@ -65,12 +78,16 @@ def publish(
     work = Work.open(context, profile)
     parsed = [Destination.parse(text) for text in destinations] or [_default(work)]
     lock = work.current_lock(relock, make=True)
-    image, published = _published(work, lock, parsed, mount_from)
+    image, published = _published(work, lock, parsed, attaching, mount_from)
     _report(context, lock, image, published, form)
 
 
 def _published(
-    work: Work, lock: Lock, destinations: Sequence[Destination], mount_from: Sequence[str] = ()
+    work: Work,
+    lock: Lock,
+    destinations: Sequence[Destination],
+    attaching: bool,
+    mount_from: Sequence[str] = (),
 ) -> tuple[Assembled, tuple[Delivered, ...]]:
     from builder.places.opening import open_sinks
     from builder.publish import DamagedError, Publishing
@@ -83,12 +100,18 @@ def _published(
             try:
                 with Publishing(context.store, sinks, context.progress, context.settings.jobs) as publishing:
                     image = work.assemble(lock, publishing.ready)
-                    return image, publishing.finish(image)
+                    attached = _papers(work, lock, image) if attaching else ()
+                    return image, publishing.finish(image, attached)
             except DamagedError as error:
                 if attempt:
                     raise
                 context.progress.note(f"{error}; it is made again")
     raise AssertionError("the second attempt returns or raises")
+
+
+def _papers(work: Work, lock: Lock, image: Assembled) -> Sequence[tuple[Descriptor, bytes]]:
+    """The blobs and manifests of what travels with the images."""
+    return attach.all_of(lock, image, work.loaded, work.context.store, work.fetcher.ensure)
 
 
 def _default(work: Work) -> Destination:

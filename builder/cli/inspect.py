@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from builder import attach
+from builder.attach import Attached
 from builder.cli.context import Context
 from builder.cli.options import common, format_option, plain_http_option
 from builder.cli.table import table
 from builder.examine import Examined, ExaminedImage, examine
+from builder.oci.artifact import TITLE
 from builder.places.destination import Destination
 from builder.places.opening import open_source
 from builder.progress import human_size
@@ -30,8 +34,10 @@ def inspect(context: Context, ref: str, form: str) -> None:
     destination = Destination.parse(ref)
     source, reference = open_source(destination, context)
     examined = examine(source, reference)
+    attached = attach.list(source, examined.digest)
     if form == "json":
-        click.echo(json.dumps(_document(examined), indent=2, ensure_ascii=False))
+        document = _document(examined) | {"attached": [_attached_document(item) for item in attached]}
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
     click.echo(f"{destination}  {examined.digest}")
     for image in examined.images:
@@ -41,6 +47,34 @@ def inspect(context: Context, ref: str, form: str) -> None:
         click.echo(lazy)
         for line in _settings(image.config.get("config", {})):
             click.echo(line)
+    if attached:
+        click.echo("\n" + _attached(attached))
+
+
+def _attached(attached: Sequence[Attached]) -> str:
+    rows = [
+        (
+            item.kind,
+            item.platform or "all",
+            item.manifest.digest.short,
+            human_size(sum(file.size for file in item.files)),
+        )
+        for item in attached
+    ]
+    return table(("ATTACHED", "TO", "DIGEST", "SIZE"), rows, right=(3,))
+
+
+def _attached_document(item: Attached) -> dict[str, object]:
+    return {
+        "kind": item.kind,
+        "artifactType": item.artifact_type,
+        "digest": str(item.manifest.digest),
+        "subject": str(item.subject),
+        "platform": item.platform,
+        "files": [
+            {"digest": str(file.digest), "size": file.size, "title": file.annotations.get(TITLE)} for file in item.files
+        ],
+    }
 
 
 def _layers(image: ExaminedImage) -> str:

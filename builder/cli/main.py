@@ -20,7 +20,10 @@ VERBS = {
     "assemble": "builder.cli.build:assemble",
     "publish": "builder.cli.build:publish",
     "inspect": "builder.cli.inspect:inspect",
+    "verify": "builder.cli.verify:verify",
     "copy": "builder.cli.copy:copy",
+    "login": "builder.cli.login:login",
+    "logout": "builder.cli.login:logout",
     "schema": "builder.cli.schema:schema",
     "cache": "builder.cli.cache:cache",
     "doctor": "builder.cli.doctor:doctor",
@@ -35,7 +38,10 @@ _SUMMARIES = {
     "assemble": "Make the images of a profile in an OCI layout.",
     "publish": "Lock if needed, assemble, index and publish.",
     "inspect": "Show what is in a published image.",
+    "verify": "Verify a published image, rebuilding it.",
     "copy": "Copy an image with all that belongs to it.",
+    "login": "Store credentials for a registry.",
+    "logout": "Forget credentials for a registry.",
     "schema": "Print the JSON Schema of profiles.",
     "cache": "Look at the local store, or clean it.",
     "doctor": "Show what is found of what builds need.",
@@ -108,7 +114,7 @@ def run(arguments: list[str] | None) -> int:
         _give_up_stdout()  # whoever read it has seen enough
         return 1
     except OSError as error:
-        if _can_flush_stdout():
+        if _can_flush_stdout() and not _is_of_printing(error):
             raise
         _give_up_stdout()
         _show(BuilderError(f"the result cannot be written to standard output: {error.strerror}"))
@@ -134,6 +140,16 @@ def _can_flush_stdout() -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_of_printing(error: OSError) -> bool:
+    """Whether it was raised while something was printed: what did not arrive may be dropped by then."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is click.echo.__code__:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _give_up_stdout() -> None:

@@ -15,6 +15,7 @@ from builder import profile as profiles
 from builder.assemble import assemble
 from builder.cli.context import Context
 from builder.errors import BuilderError, OfflineError, StaleLockError, UsageError
+from builder.fetch import Fetcher
 from builder.image import Assembled, BuiltLayer
 from builder.lock import Lock
 from builder.packing import Folder
@@ -97,11 +98,15 @@ class Work:
 
     def assemble(self, lock: Lock, ready: Callable[[BuiltLayer], None] = lambda _: None) -> Assembled:
         """Assembles the images of the lock in the store; `ready` is called with every layer as soon as it is there."""
-        context = self.context
-        mirrors, catalogue = _origins(context)
-        fetcher = context.fetcher(ConfiguredOrigins(mirrors, catalogue))
+        context, fetcher = self.context, self.fetcher
         folder = Folder(self.loaded.root, self.local.rendered)
         return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, _jobs(context), ready)
+
+    @property
+    def fetcher(self) -> Fetcher:
+        """What brings inputs of locks into the store."""
+        mirrors, catalogue = _origins(self.context)
+        return self.context.fetcher(ConfiguredOrigins(mirrors, catalogue))
 
 
 def platform_name() -> str:

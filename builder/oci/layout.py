@@ -23,7 +23,7 @@ from builder.oci.digest import Digest
 from builder.oci.files import replacing, sweep, write
 from builder.oci.listing import REF_NAME as REF_NAME
 from builder.oci.listing import LayoutError as LayoutError
-from builder.oci.listing import Listing, parse_index, subject
+from builder.oci.listing import Listing, children, parse_index, subject
 from builder.oci.spec import Descriptor
 
 _VERSION = b'{"imageLayoutVersion":"1.0.0"}'
@@ -131,19 +131,46 @@ class Layout:
         return self._listing().referrers(digest)
 
     def tag(self, tag: str, descriptor: Descriptor) -> None:
-        """Points `tag` at a manifest or index that the layout already holds; other tags stay."""
+        """Points `tag` at a manifest or index that the layout already holds; other tags stay.
+
+        What refers to an image that no tag points at any more is listed no longer.
+        """
         entry = descriptor.document() | {"annotations": {**descriptor.annotations, REF_NAME: tag}}
-        self._change(lambda entries: [*(other for other in entries if _ref_name(other) != tag), entry])
+
+        def change(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            others = [other for other in entries if _ref_name(other) != tag]
+            named = [
+                other for other in others if _ref_name(other) is not None
+            ]  # they come first: some look at these alone
+            kept = [*named, entry, *(other for other in others if _ref_name(other) is None)]
+            return self._without_orphans(kept) if len(kept) <= len(entries) else kept
+
+        self._change(change)
+
+    def _without_orphans(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The entries less those whose subject is neither tagged, nor part of a tagged index, nor listed itself."""
+        there = {Digest.parse(entry["digest"]) for entry in entries if _ref_name(entry) is not None}
+        there |= {child for digest in there for child in children(self._bytes(digest))}
+        subjects = {
+            Digest.parse(entry["digest"]): subject(self._bytes(Digest.parse(entry["digest"]))) for entry in entries
+        }
+        while True:
+            found = {digest for digest, of in subjects.items() if of is None or of in there} | there
+            if found == there:
+                return [entry for entry in entries if Digest.parse(entry["digest"]) in there]
+            there = found
 
     def resolve(self, reference: str | None) -> Descriptor:
         """What a tag or a digest stands for (`Listing.resolve`)."""
         return self._listing().resolve(reference)
 
     def _listing(self) -> Listing:
-        def read(digest: Digest) -> bytes | None:
-            return self.read(digest) if self.path(digest).is_file() else None
+        entries = [Descriptor.parse(entry) for entry in self._index()]
+        return Listing(str(self.root), "oci:DIR", entries, lambda digest: self._bytes(digest) or None)
 
-        return Listing(str(self.root), "oci:DIR", [Descriptor.parse(entry) for entry in self._index()], read)
+    def _bytes(self, digest: Digest) -> bytes:
+        """A manifest's bytes, none if it is not there."""
+        return self.read(digest) if self.path(digest).is_file() else b""
 
     def _change(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]] | None]) -> None:
         """Writes what `change` makes of the entries of `index.json`; None changes nothing."""

@@ -95,6 +95,13 @@ def subject(data: bytes) -> Digest | None:
     return None
 
 
+def children(data: bytes) -> frozenset[Digest]:
+    """The digests of the manifests that an index names; none for what is no index."""
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        return frozenset(Digest.parse(entry["digest"]) for entry in json.loads(data)["manifests"])
+    return frozenset()
+
+
 def described(listed: Descriptor, data: bytes) -> Descriptor:
     """A referrer as the referrers API describes it: with the artifact type and the annotations of its manifest."""
     document = json.loads(data)

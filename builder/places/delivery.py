@@ -19,10 +19,12 @@ from typing import Any, BinaryIO, Self
 from builder.oci.content import Outcome, Target
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
+from builder.oci.listing import subject
 from builder.oci.spec import Descriptor
-from builder.parallel import Stop, StoppedError
+from builder.parallel import Stop, StoppedError, for_each
 from builder.places.archive import NewArchive
 from builder.progress import Progress, Task
+from builder.registry import Repository
 
 _GRACE = 2.0
 _POLL = 0.2
@@ -147,7 +149,7 @@ class Delivery:
         self._show_total()
         self._wait()
         for sink in self._sinks:
-            for document in documents:
+            for document in _missing(sink.target, documents, self._connections):
                 sink.target.put_manifest(document.descriptor, document.data)
         for sink in self._sinks:
             for tag in sink.tags:
@@ -211,6 +213,29 @@ class Delivery:
         counter.complete(descriptor.size)
         with self._done:
             self._tallies[number][descriptor.digest] = (descriptor, outcome)
+
+
+def _missing(target: Target, documents: Sequence[Document], connections: int) -> list[Document]:
+    """The documents that have to be put. A repository is asked for all at once, which takes less time than putting them.
+
+    One with a subject is there only if it is listed, too: a delivery may have ended in between.
+    """
+    if not isinstance(target, Repository):
+        return list(documents)
+    subjects = {document.descriptor.digest: subject(document.data) for document in documents}
+    there: set[Digest] = set()
+
+    def look_at(item: Document | Digest) -> None:
+        if isinstance(item, Digest):
+            there.update(referrer.digest for referrer in target.referrers(item))
+        elif target.has(item.descriptor):
+            there.add(item.descriptor.digest)
+
+    plain = [document for document in documents if subjects[document.descriptor.digest] is None]
+    questions: list[Document | Digest] = [*plain, *dict.fromkeys(filter(None, subjects.values()))]
+    for error in for_each(look_at, questions, connections, Stop()):
+        raise error
+    return [document for document in documents if document.descriptor.digest not in there]
 
 
 class _Counter:
