@@ -159,9 +159,10 @@ def test_each_platform_has_documents_of_its_own() -> None:
     assert [item.digest for item in found] == [item.digest for item in image.documents.manifests[:2]]
     for document in (spdx.document, cyclonedx.document):
         assert len({document(item) for item in found}) == 2
-    spaces = {json.loads(spdx.document(item))["documentNamespace"] for item in found}
-    serials = {json.loads(cyclonedx.document(item))["serialNumber"] for item in found}
-    assert len(spaces | serials) == 4
+    other = inventory.of(lock, image, {})
+    spaces = {json.loads(spdx.document(item))["documentNamespace"] for item in (*found, *other)}
+    serials = {json.loads(cyclonedx.document(item))["serialNumber"] for item in (*found, *other)}
+    assert len(spaces | serials) == 8
 
 
 def test_the_provenance_is_a_statement_and_a_predicate_for_the_judge() -> None:

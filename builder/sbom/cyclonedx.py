@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from builder.oci import spec
-from builder.sbom.inventory import TOOL, Component, Inventory, Kind
+from builder.sbom.inventory import TOOL, Component, Inventory, Kind, identified
 from builder.sbom.licences import Licence
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
@@ -17,12 +16,11 @@ _MAX_NAME = 200
 def document(inventory: Inventory) -> bytes:
     """The canonical bytes of the document."""
     components = [*_system(inventory), *(_component(component) for component in inventory.components)]
-    return spec.encode(
+    return identified(
         {
             "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
             "bomFormat": "CycloneDX",
             "specVersion": "1.6",
-            "serialNumber": f"urn:uuid:{inventory.uuid('cyclonedx')}",
             "version": 1,
             "metadata": {
                 "timestamp": inventory.created,
@@ -40,7 +38,8 @@ def document(inventory: Inventory) -> bytes:
             },
             "components": components,
             "dependencies": [{"ref": _IMAGE, "dependsOn": sorted(str(item["bom-ref"]) for item in components)}],
-        }
+        },
+        "serialNumber",
     )
 
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from builder.image import Assembled
 from builder.lock import Lock, LockedDeb, LockedLocal, LockedPlatform, LockedTemplate, LockedWheel
+from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
 from builder.plan import FilesLayer, SystemLayer, WheelLayer, plan
@@ -73,9 +74,11 @@ class Inventory:
         """Without a repository: the same image is in any number of them."""
         return f"pkg:oci/{quote(self.name.lower(), safe='')}@{self.digest}?arch={self.platform.architecture}"
 
-    def uuid(self, kind: str) -> str:
-        """A UUID of a document about this image, always the same for the same content."""
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{TOOL}:{kind}:{self.digest}:{self.created}"))
+
+def identified(document: Mapping[str, object], key: str) -> bytes:
+    """The canonical bytes of a document about an image, with `key` set to a UUID that is its own: other content, other UUID."""
+    content = Digest.of(spec.encode(document))
+    return spec.encode({**document, key: uuid.uuid5(uuid.NAMESPACE_URL, f"{TOOL}:{content}").urn})
 
 
 def of(lock: Lock, image: Assembled, licences: Mapping[str, Licence]) -> tuple[Inventory, ...]:

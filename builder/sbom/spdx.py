@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from builder.oci import spec
 from builder.oci.digest import Digest
-from builder.sbom.inventory import TOOL, Component, Inventory, Kind
+from builder.sbom.inventory import TOOL, Component, Inventory, Kind, identified
 from builder.sbom.licences import Licence
 
 MEDIA_TYPE = "application/spdx+json"
@@ -19,13 +18,12 @@ _REFERENCE = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")
 
 def document(inventory: Inventory) -> bytes:
     """The canonical bytes of the document."""
-    return spec.encode(
+    return identified(
         {
             "spdxVersion": "SPDX-2.3",
             "dataLicense": "CC0-1.0",
             "SPDXID": _DOCUMENT,
             "name": f"{inventory.name} {inventory.platform}",
-            "documentNamespace": f"urn:uuid:{inventory.uuid('spdx')}",
             "creationInfo": {"created": inventory.created, "creators": [f"Tool: {TOOL}"]},
             "packages": [_image(inventory), *(_package(component) for component in inventory.components)],
             "relationships": [
@@ -33,7 +31,8 @@ def document(inventory: Inventory) -> bytes:
                 *(_relation(_IMAGE, "CONTAINS", _id(component)) for component in inventory.components),
             ],
             **_extracted(component.licence for component in inventory.components),
-        }
+        },
+        "documentNamespace",
     )
 
 
