@@ -61,6 +61,8 @@ class Lane:
     threads: int
     advance: Callable[[int], None]
     stop: Stop
+    teller: str = "the lock"
+    """Who says how large a file is, for messages."""
 
 
 def download(lane: Lane, url: str, path: Path, size: int, watcher: Watcher | None = None) -> bool:
@@ -293,7 +295,7 @@ class _Attempt:
             raise _RestartError("it sent another part than was asked for")
         if match[3] != "*" and int(match[3]) != self._target.size:
             raise FetchError(
-                f"{redact(self._url)}: the file has {int(match[3])} bytes, the lock says {self._target.size}"
+                f"{redact(self._url)}: the file has {int(match[3])} bytes, {self._lane.teller} says {self._target.size}"
             )
         return int(match[2]) + 1
 
@@ -303,12 +305,14 @@ class _Attempt:
             if response.status == 206:
                 raise _RestartError("it sent a part of another length than it says")
             raise FetchError(
-                f"{redact(self._url)}: the file has {int(length)} bytes, the lock says {self._target.size}"
+                f"{redact(self._url)}: the file has {int(length)} bytes, {self._lane.teller} says {self._target.size}"
             )
 
     def _too_long(self, at_end: bool) -> Exception:
         if at_end:
-            return FetchError(f"{redact(self._url)}: the file is larger than the {self._target.size} bytes of the lock")
+            return FetchError(
+                f"{redact(self._url)}: the file is larger than the {self._target.size} bytes of {self._lane.teller}"
+            )
         return _RestartError("it sent more than was asked for")
 
 

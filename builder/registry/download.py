@@ -34,7 +34,7 @@ def download(
 
     Raises `FetchError`; `WrongBytesError` if the registry gives other bytes, and then `path` is gone.
     """
-    lane = Lane(session, connections, threads, advance, stop)
+    lane = Lane(session, connections, threads, advance, stop, "its descriptor")
     url = session.url(f"blobs/{descriptor.digest}")
     for last in (False, True):
         with Follower(path, stop) as follower:

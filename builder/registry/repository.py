@@ -136,7 +136,9 @@ class Repository:
 
     def has(self, descriptor: Descriptor) -> bool:
         """Whether a blob is there; or a manifest, if the media type is one of `MANIFESTS`."""
-        return has(self._session, "manifests" if descriptor.media_type in MANIFESTS else "blobs", descriptor)
+        if descriptor.media_type in MANIFESTS:
+            return has(self._session, "manifests", descriptor, _ACCEPT)
+        return has(self._session, "blobs", descriptor)
 
     def tagged(self, tag: str) -> Digest | None:
         """What a tag stands for, by one small request; None if there is no such tag, or the registry does not say."""

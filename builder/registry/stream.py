@@ -22,6 +22,7 @@ from builder.registry.session import RegistryError, Session
 AHEAD_FROM = 32 << 20
 PART = 4 << 20
 AHEAD = 8
+Bytes = bytes | bytearray
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -49,7 +50,7 @@ def stream(session: Session, descriptor: Descriptor, advance: Callable[[int], No
 class _Raw(io.RawIOBase):
     """Blocks as a file."""
 
-    def __init__(self, blocks: Iterator[bytes]) -> None:
+    def __init__(self, blocks: Iterator[Bytes]) -> None:
         self._blocks = blocks
         self._block = memoryview(b"")
 
@@ -73,7 +74,7 @@ class _Blob:
         self._stop = stop
         self._url = session.url(f"blobs/{descriptor.digest}")
 
-    def blocks(self) -> Generator[bytes, None, None]:
+    def blocks(self) -> Generator[Bytes, None, None]:
         """The bytes in order, the last of them only after all were checked."""
         if self._descriptor.size <= PART:
             yield self._small()
@@ -105,7 +106,7 @@ class _Blob:
                 f"got {found}"
             )
 
-    def _received(self) -> Iterator[bytes]:
+    def _received(self) -> Iterator[Bytes]:
         reached = 0
         if self._descriptor.size >= AHEAD_FROM:
             try:
@@ -117,12 +118,12 @@ class _Blob:
                 pass
         yield from self._serially(reached, self._descriptor.size, self._stop)
 
-    def _ahead(self) -> Iterator[bytes]:
+    def _ahead(self) -> Iterator[Bytes]:
         """Parts in order, several on their way; the first alone, since it shows whether the server knows ranges."""
         yield self._part(0, self._stop)
         starts = iter(range(PART, self._descriptor.size, PART))
         stop = Stop(self._stop)
-        waiting: deque[Future[bytes]] = deque()
+        waiting: deque[Future[bytearray]] = deque()
         pool = ThreadPoolExecutor(AHEAD, "ahead")
         try:
             while True:
@@ -135,12 +136,14 @@ class _Blob:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _part(self, start: int, stop: Stop) -> bytes:
+    def _part(self, start: int, stop: Stop) -> bytearray:
         end = min(start + PART, self._descriptor.size)
-        part = bytearray()
+        part = bytearray(end - start)  # filled in place: eight of them are kept at once
+        reached = 0
         for block in self._serially(start, end, stop, only_ranges=True):
-            part += block
-        return bytes(part)
+            part[reached : reached + len(block)] = block
+            reached += len(block)
+        return part
 
     def _serially(self, start: int, end: int, stop: Stop, *, only_ranges: bool = False) -> Iterator[bytes]:
         """One connection after the other, each from where the last one broke."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -42,12 +42,12 @@ class DamagedBlobError(BuilderError):
         self.descriptor = descriptor
 
 
-def has(session: Session, kind: str, descriptor: Descriptor) -> bool:
+def has(session: Session, kind: str, descriptor: Descriptor, headers: Mapping[str, str] | None = None) -> bool:
     """Whether the repository has a blob (`kind` is `blobs`) or manifest (`manifests`) of that digest and size."""
 
     def attempt() -> bool:
         try:
-            with session.send("HEAD", session.url(f"{kind}/{descriptor.digest}"), {"accept": "*/*"}) as answer:
+            with session.send("HEAD", session.url(f"{kind}/{descriptor.digest}"), headers) as answer:
                 length = answer.headers.get("content-length", "")
                 told = answer.headers.get("docker-content-digest", str(descriptor.digest))
                 return told == str(descriptor.digest) and length in ("", str(descriptor.size))
@@ -315,14 +315,12 @@ class Upload:
                             f"{self._name}: the bytes to be sent end {left} too early", self._descriptor
                         )
                     left -= count
+                    if not left and end == self._descriptor.size and source.read(1):
+                        raise DamagedBlobError(f"{self._name}: more bytes are to be sent than it has", self._descriptor)
                     yield buffer[:count]
                     if not silent:
                         self._sent += count
                         self._advance(count)
-                if end == self._descriptor.size and source.read(1):
-                    raise DamagedBlobError(
-                        f"{self._name}: there are more bytes to be sent than it has", self._descriptor
-                    )
         except OSError as error:
             # left as it is, it would be taken for a broken connection
             raise BuilderError(f"{self._name}: its bytes cannot be read: {error.strerror or error}") from error
