@@ -98,6 +98,31 @@ def test_a_signature_is_there_and_holds(notary: Notary, published: tuple[str, Di
     assert "Successfully verified" in done.stdout
 
 
+def test_a_publication_is_signed_if_so_asked(notary: Notary, world: World, small: Path, tmp_path: Path) -> None:
+    environ = world.environment(world.root / "cache") | {"XDG_CONFIG_HOME": notary.environ["XDG_CONFIG_HOME"]}
+    with judges.registry("olareg", tmp_path / "registry") as address:
+        names = [f"{address}/small:v1", f"{address}/small:v2", f"{address}/other"]
+        done = run(["publish", "--sign", str(notary.program), small, *names], tmp_path, environ)
+        for name in (f"{address}/small", f"{address}/other"):
+            assert f"{name}: signed by" in done.err
+            assert notary("verify", "--insecure-registry", f"{name}@{done.digest}").returncode == 0
+            listed = notary("list", "--insecure-registry", f"{name}@{done.digest}").stdout
+            assert listed.count("sha256:") == 2  # of the image and of one signature
+
+
+def test_what_cannot_be_signed_is_said_before_anything_is_made(world: World, small: Path, tmp_path: Path) -> None:
+    environ = world.environment(tmp_path / "cache")
+    for options, code, text in (
+        (["--sign", "gpg", small, "localhost:1/x"], 2, "no tool to sign with"),
+        (["--sign", "cosign", small, "localhost:1/x", "oci:out"], 2, "only what is in a registry"),
+        (["--sign", str(tmp_path / "cosign"), small, "localhost:1/x"], 1, "cosign: not found"),
+    ):
+        done = run(["publish", *options], tmp_path, environ)
+        assert (done.code, done.out) == (code, "")
+        assert text in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_the_tool_says_is_told(notary: Notary, published: tuple[str, Digest]) -> None:
     repository, digest = published
     with pytest.raises(ToolError, match="notation failed") as caught:

@@ -13,13 +13,15 @@ from builder.cli.context import Context
 from builder.cli.options import common, format_option, lock_option, plain_http_option, profile_argument
 from builder.cli.report import delivery_document, delivery_lines
 from builder.cli.work import Work
+from builder.errors import UsageError
 from builder.image import Assembled
 from builder.lock import Lock
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.places.delivery import Delivered
-from builder.places.destination import DEFAULT_TAG, Destination, Folder
+from builder.places.destination import DEFAULT_TAG, Destination, Folder, Repository
 from builder.progress import human_size
+from builder.signing import Signer
 
 attach_option = click.option(
     "--attach/--no-attach",
@@ -27,6 +29,19 @@ attach_option = click.option(
     default=True,
     show_default=True,
     help="Whether lock, profile, SBOMs and provenance travel with the image.",
+)
+
+
+def _signer(_: click.Context, __: click.Parameter, value: str | None) -> Signer | None:
+    return None if value is None else Signer.parse(value)
+
+
+sign_option = click.option(
+    "--sign",
+    "signer",
+    metavar="TOOL",
+    callback=_signer,
+    help="Sign the image in each registry by `cosign` or `notation`; options may follow: 'cosign --key cosign.key'.",
 )
 
 
@@ -61,6 +76,7 @@ def assemble(context: Context, profile: Path, output: str | None, attaching: boo
     "--mount-from", multiple=True, metavar="REPOSITORY", help="A repository of the same registry to take blobs from."
 )
 @attach_option
+@sign_option
 @plain_http_option
 @lock_option
 @format_option
@@ -71,14 +87,19 @@ def publish(
     destinations: tuple[str, ...],
     mount_from: tuple[str, ...],
     attaching: bool,
+    signer: Signer | None,
     relock: bool,
     form: str,
 ) -> None:
     """Publishes to all destinations."""
     work = Work.open(context, profile)
     parsed = [Destination.parse(text) for text in destinations] or [_default(work)]
+    if signer:
+        _check_signer(signer, parsed, context)
     lock = work.current_lock(relock, make=True)
     image, published = _published(work, lock, parsed, attaching, mount_from)
+    if signer:
+        _sign(signer, image.documents.top.digest, parsed, context)
     _report(context, lock, image, published, form)
 
 
@@ -112,6 +133,22 @@ def _published(
 def _papers(work: Work, lock: Lock, image: Assembled) -> Sequence[tuple[Descriptor, bytes]]:
     """The blobs and manifests of what travels with the images."""
     return attach.all_of(lock, image, work.loaded, work.context.store, work.fetcher.ensure)
+
+
+def _check_signer(signer: Signer, destinations: Sequence[Destination], context: Context) -> None:
+    """What cannot be signed is said before anything is made."""
+    for named in destinations:
+        if not isinstance(named, Repository):
+            raise UsageError(
+                f"{named}: only what is in a registry can be signed", hint="leave out --sign, or this place"
+            )
+    signer.check(context.environ)
+
+
+def _sign(signer: Signer, digest: Digest, destinations: Sequence[Destination], context: Context) -> None:
+    for name in dict.fromkeys(named.name for named in destinations if isinstance(named, Repository)):
+        signer.sign(str(name), digest, context.environ, plain_http=context.plain_http or name.is_loopback)
+        context.progress.note(f"{name}: signed by {signer.program}")
 
 
 def _default(work: Work) -> Destination:
