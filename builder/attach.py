@@ -232,11 +232,13 @@ def _attached_to(
     source: Source, subject: Digest, platform: str | None = None, only: str | None = None
 ) -> Iterator[Attached]:
     """What refers to `subject`, by type and digest; with `only`, what other types look like does not matter."""
-    referrers = {item.digest: item for item in source.referrers(subject) if only in (None, item.artifact_type)}
+    listed = source.referrers(subject)
+    referrers = {item.digest: item for item in listed if only is None or item.artifact_type in (None, only)}
     if len(referrers) > _MOST:
         raise AttachmentError(f"{subject}: more than {_MOST} manifests are attached to it")
     attached = [_attached(source, item, subject, platform) for item in referrers.values()]
-    yield from sorted(attached, key=lambda item: (item.artifact_type, item.manifest.digest))
+    wanted = (item for item in attached if only in (None, item.artifact_type))
+    yield from sorted(wanted, key=lambda item: (item.artifact_type, item.manifest.digest))
 
 
 def _attached(source: Source, descriptor: Descriptor, subject: Digest, platform: str | None) -> Attached:
