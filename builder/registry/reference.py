@@ -115,10 +115,8 @@ def check_registry(text: str) -> str:
 
 
 def _is_host(component: str) -> bool:
-    """Whether the first component can only be a host, as docker decides it."""
-    return (
-        component.lower() == "localhost" or any(mark in component for mark in ".:[") or component != component.lower()
-    )
+    """Whether the first component can only be a host."""
+    return component.lower() == "localhost" or any(mark in component for mark in ".:[")
 
 
 def _is_usable(host: str) -> bool:

@@ -99,7 +99,7 @@ class Repository:
         return known
 
     def blob(self, descriptor: Descriptor) -> AbstractContextManager[BinaryIO]:
-        """The bytes of a blob as a stream; parts of a big one are fetched ahead, in up to 32 MiB of memory."""
+        """The bytes of a blob as a stream; parts of a big one are fetched ahead, in about 25 MiB of memory."""
         return stream(self._session, descriptor, self._advance)
 
     def download(self, descriptor: Descriptor, path: Path) -> None:

@@ -20,8 +20,8 @@ from builder.parallel import Stop
 from builder.registry.session import RegistryError, Session
 
 AHEAD_FROM = 32 << 20
-PART = 4 << 20
-AHEAD = 8
+PART = 2 << 20
+AHEAD = 12
 Bytes = bytes | bytearray
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -138,7 +138,7 @@ class _Blob:
 
     def _part(self, start: int, stop: Stop) -> bytearray:
         end = min(start + PART, self._descriptor.size)
-        part = bytearray(end - start)  # filled in place: eight of them are kept at once
+        part = bytearray(end - start)  # filled in place: many of them are kept at once
         reached = 0
         for block in self._serially(start, end, stop, only_ranges=True):
             part[reached : reached + len(block)] = block
