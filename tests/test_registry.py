@@ -236,7 +236,7 @@ def test_an_encrypted_registry_on_the_loopback(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_a_blob(address: str, tmp_path: Path) -> None:
-    """200 MB go and come in less than 100 MiB."""
+    """200 MB go in less than 64 MiB, and come in less than 150 MiB with what the program itself needs."""
     code = """
 import hashlib, resource, sys
 from pathlib import Path
@@ -250,6 +250,7 @@ with path.open("rb") as file:
 descriptor = Descriptor("application/octet-stream", digest, path.stat().st_size)
 place = Repository(Reference.parse(sys.argv[1] + "/large"), Client(), Keychain(), writing=True)
 assert place.put_blob(descriptor, lambda: path.open("rb"), path).value == "moved"
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 with place.blob(descriptor) as blob:
     while blob.read(1 << 20):
         pass
@@ -264,7 +265,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
         [sys.executable, "-c", code, address, str(tmp_path / "large")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 100
+    going, coming = map(int, done.stdout.split())
+    assert going < 64
+    assert coming < 150
 
 
 def test_nothing_is_said_of_a_secret(closed: str) -> None:

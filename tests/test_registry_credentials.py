@@ -338,5 +338,5 @@ def test_descriptors_are_read_strictly() -> None:
         base | {"platform": {"os": "linux"}},
         base | {"artifactType": 1},
     ):
-        with pytest.raises(ValueError, match="need|size|digest|annotations|artifactType"):
+        with pytest.raises(ValueError, match=r"need|size|digest|annotations|artifactType"):
             Descriptor.parse(wrong)
