@@ -43,6 +43,10 @@ class Kind(StrEnum):
     COMPRESSION = "compression only"
 
 
+UNREADABLE = (Kind.BLOB, Kind.LAYER)
+"""What is said of a layer that cannot be read to its end."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong, and where: the platform, the number of the layer from 1 and its name, the file in it, the byte

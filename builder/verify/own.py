@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,21 +11,22 @@ from builder.errors import BuilderError
 from builder.layers.untar import TarReader, normal
 from builder.lock import Lock, LockedLocal, LockedTemplate
 from builder.oci.content import Source
+from builder.oci.digest import Digest
 from builder.oci.published import PublishedImage
 from builder.packing import Folder
 from builder.sources.local import image_path
-from builder.verify.findings import Finding, Kind, says_no
+from builder.verify.findings import UNREADABLE, Finding, Kind, says_no
 from builder.verify.quick import Structure
 
-_MAX_TEMPLATE = 64 << 20
+_MAX_MORE = 64 << 20
 
 Own = LockedLocal | LockedTemplate
 
 
 @dataclass(frozen=True)
 class OwnFiles:
-    """What is needed to pack the files layer again: `lock` names the files as they lie in `folder`, without those that are
-    nowhere to be had, which `findings` name."""
+    """What is needed to pack the files layer again: `lock` names the files as they lie in `folder`. `findings` are those that
+    are not what the lock said, and `lock` says what they are; those that are nowhere to be had are not in it."""
 
     lock: Lock
     folder: Folder
@@ -36,36 +37,41 @@ def own_files(source: Source, found: Structure, lock: Lock, near: Path | None, t
     """Gathers the files and templates of a lock in the empty folder `target`.
 
     A file that lies in `near`, the profile's folder, with the locked bytes is taken from there; all others out of the
-    uppermost layer of the image, where their bytes have to have the locked digests.
+    image, from its uppermost layer that has them, where their bytes have to have the locked digests.
     """
     wanted: dict[str, Own] = {}
-    sources: dict[str, str] = {}
+    files: list[LockedLocal] = []
+    templates: list[LockedTemplate] = []
+    texts: dict[str, bytes] = {}
     own: list[Own] = [*lock.files, *lock.templates]
     for item in own:
-        path = near / item.source if near and isinstance(item, LockedLocal) and item.sha256 else None
-        if path and _is(path, item):
-            sources[item.to] = str(path.absolute())
-        elif item.sha256 is not None:
+        beside = near / item.source if near and isinstance(item, LockedLocal) else None
+        if item.sha256 is None:
+            files.append(item)  # a template has a digest
+        elif beside and _is(beside, item):
+            files.append(replace(item, source=str(beside.absolute())))  # type: ignore[arg-type]
+        else:
             wanted[image_path(item.to)] = item
     findings: list[Finding] = []
-    texts: dict[str, bytes] = {}
     image = next((image for image in found.images if image.layers), None)
-    if image and wanted:
-        for path_, item in _extract(source, image, wanted, target, findings):
-            sources[item.to] = str(path_)
+    told = {(finding.platform, finding.layer) for finding in found.findings if finding.kind in UNREADABLE}
+    whole = image is not None
+    for number in range(len(image.layers), 0, -1) if image else ():
+        if image is None or not wanted:
+            break
+        if (str(image.platform), number) in told:
+            whole = False  # what may be in it is not missing
+            continue
+        for path, item in _extract(source, image, number, wanted, target, findings):
             if isinstance(item, LockedTemplate):
-                texts[item.to] = path_.read_bytes()
-    reported = {finding.path for finding in findings}
-    for name, item in wanted.items():
-        if item.to not in sources and name not in reported:
-            findings.append(_finding(image, Kind.MISSING, name, "a file of the profile is not in the uppermost layer"))
-    files = tuple(
-        replace(file, source=sources[file.to]) if file.to in sources else file
-        for file in lock.files
-        if file.target is not None or file.to in sources
-    )
-    templates = tuple(item for item in lock.templates if item.to in texts)
-    return OwnFiles(replace(lock, files=files, templates=templates), Folder(Path("/"), texts), tuple(findings))
+                templates.append(item)
+                texts[item.to] = path.read_bytes()
+            else:
+                files.append(replace(item, source=str(path)))
+    for name in sorted(wanted) if whole else ():
+        findings.append(Finding(Kind.MISSING, "a file of the profile is in no layer, or is no file there", path=name))
+    rebuildable = replace(lock, files=tuple(sorted(files)), templates=tuple(sorted(templates)))
+    return OwnFiles(rebuildable, Folder(Path("/"), texts), tuple(findings))
 
 
 def _is(path: Path, item: Own) -> bool:
@@ -78,39 +84,40 @@ def _is(path: Path, item: Own) -> bool:
 
 
 def _extract(
-    source: Source, image: PublishedImage, wanted: Mapping[str, Own], target: Path, findings: list[Finding]
+    source: Source,
+    image: PublishedImage,
+    number: int,
+    wanted: dict[str, Own],
+    target: Path,
+    findings: list[Finding],
 ) -> Iterator[tuple[Path, Own]]:
-    """The wanted files of the uppermost layer that are what the lock says; those that are not become findings."""
+    """Takes those of the wanted files out of a layer that are in it, and out of `wanted`.
+
+    One that is not what the lock says is a finding; it is given with the digest that it has, so that the rest of the layer can
+    be compared.
+    """
+    platform, layer = str(image.platform), image.names[number - 1]
     try:
-        with source.blob(image.layers[-1]) as blob, TarReader(blob) as reader:
-            number = 0
+        with source.blob(image.layers[number - 1]) as blob, TarReader(blob) as reader:
             while member := reader.next():
-                name = normal(member.entry.name)
+                name, size = normal(member.entry.name), member.entry.size
                 item = wanted.get(name)
                 if item is None or member.entry.type != "reg":
                     continue
-                limit = _MAX_TEMPLATE if isinstance(item, LockedTemplate) else member.entry.size
-                if member.entry.size != item.size or member.entry.size > limit:
-                    message = f"it has {member.entry.size} bytes, the lock says {item.size}"
-                    findings.append(_finding(image, Kind.CONTENT, name, message))
-                    continue
-                number += 1
-                path, hashed = target / str(number), hashlib.sha256()
-                with path.open("wb") as file:
-                    for piece in reader.content():
-                        hashed.update(piece)
-                        file.write(piece)
-                if hashed.hexdigest() == item.sha256:
-                    yield path, item
-                else:
+                del wanted[name]
+                path, hashed = target / Digest.of(item.to.encode()).hex, hashlib.sha256()
+                if size <= (item.size or 0) + _MAX_MORE:
+                    with path.open("wb") as file:
+                        for piece in reader.content():
+                            hashed.update(piece)
+                            file.write(piece)
+                    yield path, replace(item, sha256=hashed.hexdigest(), size=size)
+                if size != item.size:
+                    message = f"it has {size} bytes, the lock says {item.size}"
+                    findings.append(Finding(Kind.CONTENT, message, platform, number, layer, name))
+                elif hashed.hexdigest() != item.sha256:
                     message = f"its bytes have the sha256 {hashed.hexdigest()}, the lock says {item.sha256}"
-                    findings.append(_finding(image, Kind.CONTENT, name, message))
+                    findings.append(Finding(Kind.CONTENT, message, platform, number, layer, name))
     except BuilderError as error:
         if not says_no(error):
             raise  # a damaged layer was found before
-
-
-def _finding(image: PublishedImage | None, kind: Kind, name: str, message: str) -> Finding:
-    if image is None:
-        return Finding(kind, message, path=name)
-    return Finding(kind, message, str(image.platform), len(image.layers), image.names[-1], name)

@@ -18,10 +18,10 @@ from builder.oci.content import Source
 from builder.oci.digest import Digest
 from builder.oci.published import PublishedImage, read_document
 from builder.oci.spec import Descriptor
-from builder.soci.index import ARTIFACT_TYPE, INDEX_DIGEST, LAYER_DIGEST
+from builder.soci.index import ARTIFACT_TYPE, IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, LAYER_DIGEST
 from builder.store import Store
 from builder.verify.damage import damage
-from builder.verify.findings import Finding, Kind, says_no
+from builder.verify.findings import UNREADABLE, Finding, Kind, says_no
 from builder.verify.quick import Structure
 
 _MOST = 20
@@ -52,15 +52,14 @@ def compare(source: Source, found: Structure, rebuilt: Assembled, store: Store) 
                 Finding(Kind.PLATFORM, "the lock makes an image of it, and none is published", str(image.platform))
             )
     findings += [Finding(Kind.PLATFORM, "the lock makes no image of it", platform) for platform in published]
-    if not findings and not alone:
-        findings += _documents(Kind.INDEX, json.loads(documents[made.top.digest]), found.top.document)
-        if not findings:
-            findings.append(Finding(Kind.INDEX, "the index says the same in other bytes"))
-    if not findings:
-        findings.append(
-            Finding(Kind.MANIFEST, f"{found.descriptor.digest} is published, the lock makes {made.top.digest}")
-        )
-    return tuple(findings)
+    if not alone and not any(finding.kind is Kind.PLATFORM for finding in findings):
+        expected = _without_digests(json.loads(documents[made.top.digest]))
+        findings += _documents(Kind.INDEX, expected, _without_digests(found.top.document))
+    if findings or found.findings:
+        return tuple(findings)
+    if alone:
+        return (Finding(Kind.MANIFEST, f"{found.descriptor.digest} is published, the lock makes {made.top.digest}"),)
+    return (Finding(Kind.INDEX, "the index says the same in other bytes"),)
 
 
 def _image(
@@ -76,19 +75,19 @@ def _image(
     if described.digest == other.manifest.digest:
         return
     platform = str(image.platform)
-    differing = list(_layers(source, image, other, store, platform))
-    yield from differing
-    settings = json.loads(image.config)
-    dull = ("$.rootfs", "$.history") if differing else ()
-    configured = list(_documents(Kind.CONFIG, settings, other.settings, platform, dull))
+    told = {finding.layer for finding in found.findings if finding.platform == platform and finding.kind in UNREADABLE}
+    same = [layer.blob.digest for layer in image.layers] == [layer.digest for layer in other.layers]
+    yield from (finding for finding in _layers(source, image, other, store, platform) if finding.layer not in told)
+    dull = () if same else ("$.rootfs", "$.history")
+    configured = list(_documents(Kind.CONFIG, json.loads(image.config), other.settings, platform, dull))
     yield from configured
-    if not configured and not differing and Digest.of(image.config) != other.config.digest:
+    if not configured and same and Digest.of(image.config) != other.config.digest:
         yield Finding(Kind.CONFIG, "the configuration says the same in other bytes", platform)
-    bound = list(_soci(source, found, image, document, other, platform)) if not differing else []
+    bound = list(_soci(source, found, image, document, other, platform)) if same else []
     yield from bound
-    plain = list(_documents(Kind.MANIFEST, _plain(document), _plain(other.document), platform, skip=()))
+    plain = list(_documents(Kind.MANIFEST, _plain(document), _plain(other.document), platform))
     yield from plain
-    if not (differing or configured or bound or plain) and Digest.of(image.config) == other.config.digest:
+    if not (configured or bound or plain) and same and Digest.of(image.config) == other.config.digest:
         yield Finding(Kind.MANIFEST, "the manifest says the same in other bytes", platform)
 
 
@@ -228,4 +227,19 @@ def _plain(document: Mapping[str, Any]) -> dict[str, Any]:
     plain["layers"] = [
         {key: value for key, value in layer.items() if key not in ("digest", "size")} for layer in document["layers"]
     ]
+    return plain
+
+
+def _without_digests(index: Mapping[str, Any]) -> dict[str, Any]:
+    """An index without what follows from its entries."""
+    plain = dict(index)
+    plain["manifests"] = []
+    for entry in index["manifests"]:
+        others = {key: value for key, value in entry.items() if key not in ("digest", "size", "annotations")}
+        kept = {
+            key: value
+            for key, value in (entry.get("annotations") or {}).items()
+            if key not in (INDEX_DIGEST, IMAGE_MANIFEST_DIGEST)
+        }
+        plain["manifests"].append({**others, "annotations": kept})
     return plain
