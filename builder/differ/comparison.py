@@ -92,8 +92,8 @@ def _platform(
         packages = _versions(before.packages[name], after.packages[name])
         return PlatformComparison(name, packages, _versions(before.wheels[name], after.wheels[name]), settings)
     layers = [side.layers[name] if isinstance(side, ImageSide) else () for side in (before, after)]
-    shared = {layer.diff_id for layer in layers[0]} & {layer.diff_id for layer in layers[1]}
-    only = [tuple(layer for layer in side if layer.diff_id not in shared) for side in layers]
+    shared = {layer.blob.digest for layer in layers[0]} & {layer.blob.digest for layer in layers[1]}
+    only = [tuple(layer for layer in side if layer.blob.digest not in shared) for side in layers]
     versions: list[tuple[Mapping[str, str], Mapping[str, str]]] = []
     files: Files | None = None
     if read_layers:
@@ -117,7 +117,7 @@ def _platform(
         _versions(versions[0][0], versions[1][0]),
         _versions(versions[0][1], versions[1][1]),
         settings,
-        tuple(layer for layer in layers[0] if layer.diff_id in shared),
+        tuple(layer for layer in layers[0] if layer.blob.digest in shared),
         only[0] if images else (),
         only[1] if images else (),
         sizes,

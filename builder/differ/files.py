@@ -32,6 +32,9 @@ _DIST_INFO = re.compile(
 _STATUS = re.compile(r"var/lib/dpkg/(?:status|status\.d/[^/]+)")
 _MAX_STATUS = 64 << 20
 _WHITEOUT = ".wh."
+_DELETED = "deleted"
+_GONE = (None, _DELETED)
+_INSERT = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _OPAQUE = ".wh..wh..opq"
 
 
@@ -73,7 +76,10 @@ class Inventory:
         return self._wheels[side]
 
     def add(self, side: int, source: Source, layers: Sequence[LayerSide], advance: Callable[[int], None]) -> None:
-        """Reads layers, bottom first; what an upper one replaces or deletes is gone. Raises `LayerError`."""
+        """Reads layers, bottom first; what an upper one replaces or deletes is gone. Raises `LayerError`.
+
+        What a layer deletes that is not among those that are read counts as removed, too.
+        """
         for number, layer in enumerate(layers):
             self._database.execute("BEGIN")
             with source.blob(layer.blob) as blob, TarReader(blob) as reader:
@@ -88,8 +94,9 @@ class Inventory:
             before = values.pop(5)
             one, other = values[:5], values[5:]
             text = bytes(path).decode("utf-8", "surrogateescape")
-            if one[0] is None or other[0] is None:
-                yield FileChange(text, "added" if one[0] is None else "removed", (), before, after)
+            if one[0] in _GONE or other[0] in _GONE:
+                is_added = other[0] not in _GONE or (one[0], other[0]) == (_DELETED, None)
+                yield FileChange(text, "added" if is_added else "removed", (), before, after)
                 continue
             what = tuple(name for name, a, b in zip(_COLUMNS, one, other, strict=True) if a != b)
             yield FileChange(text, "changed", what, before, after)
@@ -106,13 +113,15 @@ class Inventory:
                 "DELETE FROM files WHERE side = ? AND path = ? AND layer < ?", (side, _blob(gone), layer)
             )
             self._remove_below(side, layer, gone)
+            deleted = (side, _blob(gone), layer, _DELETED, None, None, None, None, None)
+            self._database.execute(_INSERT, deleted)  # a layer that is not read may have it
         elif path:
             self._recognise(side, path, reader)
             owner = f"{entry.uid}:{entry.gid}"
             content = self._content(side, path, reader) if entry.type == "reg" else b""
             row = (side, _blob(path), layer, entry.type, entry.mode & 0o7777, owner)
             values = (*row, _blob(entry.linkname), entry.size, content)
-            self._database.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._database.execute(_INSERT, values)
 
     def _remove_below(self, side: int, layer: int, folder: str) -> None:
         """Deletes what lower layers have in a folder."""

@@ -22,11 +22,10 @@ _OF_PLATFORMS = ("files", "image", "platforms", "templates")
 
 @dataclass(frozen=True)
 class LayerSide:
-    """One layer: two with the same `diff_id` hold the same files."""
+    """One layer. Two with the same blob are the same; what a configuration says of their content is not believed."""
 
     name: str
     blob: Descriptor
-    diff_id: Digest
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,7 @@ def _dumped(value: object) -> Mapping[str, Any]:
 
 
 def _layers(image: PublishedImage) -> tuple[LayerSide, ...]:
-    parts = zip(image.names, image.layers, image.diff_ids, strict=True)
-    return tuple(LayerSide(name, blob, diff_id) for name, blob, diff_id in parts)
+    return tuple(LayerSide(name, blob) for name, blob in zip(image.names, image.layers, strict=True))
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
