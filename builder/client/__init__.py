@@ -29,6 +29,7 @@ from builder.client.addresses import (
     redact,
     web_address,
 )
+from builder.client.sending import Slice, equip
 from builder.errors import FetchError
 from builder.parallel import Stop
 from builder.settings import Network
@@ -40,6 +41,7 @@ __all__ = [
     "Client",
     "NotFoundError",
     "Patience",
+    "Slice",
     "TransientError",
     "file_of",
     "is_local",
@@ -61,8 +63,9 @@ _MAX_IDLE = 32
 _PACKED = (".gz", ".xz", ".bz2", ".zst", ".tgz")
 _SMALL = 64 << 10
 
-Body = bytes | Callable[[], Iterable[bytes | memoryview]] | None
-"""What a request sends: bytes, or a function that gives them in pieces, from the start each time it is called."""
+Body = bytes | Callable[[], Iterable[bytes | memoryview | Slice]] | None
+"""What a request sends: bytes, or a function that gives them in pieces, from the start each time it is called. A `Slice` only
+goes to an `http` address."""
 
 
 class NotFoundError(FetchError):
@@ -196,7 +199,7 @@ class Client:
             response = self._pool(parts).request(
                 method,
                 urlunsplit(parts._replace(netloc=host_of(parts), fragment="")),
-                body=body() if callable(body) else body,  # type: ignore[arg-type] # a memoryview is fine, too
+                body=body() if callable(body) else body,  # type: ignore[arg-type] # all of these are sent
                 headers={"user-agent": f"layerwright/{__version__}", "accept-encoding": "identity", **headers},
                 redirect=False,
                 retries=False,
@@ -237,7 +240,7 @@ class Client:
         timeout = urllib3.Timeout(connect=network.connect_timeout, read=network.read_timeout)
         certificates = str(network.ca_file) if network.ca_file is not None else None
         if proxy is None:
-            return urllib3.PoolManager(maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates)
+            return equip(urllib3.PoolManager(maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates))
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         if parts.scheme not in ("http", "https"):
             raise FetchError(
@@ -246,8 +249,10 @@ class Client:
             )
         secret = {"proxy-authorization": basic_of(parts)} if parts.username is not None else {}
         address = f"{parts.scheme}://{host_of(parts)}"
-        return urllib3.ProxyManager(
-            address, proxy_headers=secret, maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates
+        return equip(
+            urllib3.ProxyManager(
+                address, proxy_headers=secret, maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates
+            )
         )
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlencode
 
-from builder.client import Answer, NotFoundError, TransientError
+from builder.client import Answer, Body, NotFoundError, Slice, TransientError
 from builder.errors import BuilderError, FetchError
 from builder.oci.content import Outcome
 from builder.oci.digest import Digest
@@ -22,6 +23,7 @@ from builder.registry.session import DeniedElsewhereError, RegistryError, Sessio
 CHUNK = 64 << 20
 _SMALLEST_CHUNK = 1 << 20
 _PIECE = 1 << 20
+_SLICE = 4 << 20
 _COMMIT_TIMEOUT = 600.0
 _MAX_MOUNTS = 3
 _ONE_BY_ONE = 2
@@ -76,6 +78,7 @@ class Upload:
     ) -> None:
         self._session = session
         self._descriptor = descriptor
+        self._path = path
         self._open = open if path is None else lambda: path.open("rb", buffering=0)
         self._mounts = tuple(mounts)[:_MAX_MOUNTS]
         self._advance = advance
@@ -172,7 +175,7 @@ class Upload:
 
     def _send_whole(self) -> None:
         headers = {"content-type": "application/octet-stream", "content-length": str(self._descriptor.size)}
-        with self._judged(), self._put(headers, lambda: self._pieces(0, self._descriptor.size)) as answer:
+        with self._judged(), self._put(headers, lambda: self._body(0, self._descriptor.size)) as answer:
             self._check_stored(answer)
 
     def _send_chunk(self) -> None:
@@ -192,7 +195,7 @@ class Upload:
                     "PATCH",
                     self._location,
                     headers,
-                    lambda: self._pieces(start, end),
+                    lambda: self._body(start, end),
                     accept=(202, 201, 204),
                     read_timeout=_COMMIT_TIMEOUT,
                 ) as answer,
@@ -219,7 +222,7 @@ class Upload:
             self._check_stored(answer)
 
     @contextmanager
-    def _put(self, headers: dict[str, str], body: bytes | Callable[[], Iterator[memoryview]]) -> Iterator[Answer]:
+    def _put(self, headers: dict[str, str], body: Body) -> Iterator[Answer]:
         assert self._location is not None
         sign = "&" if "?" in self._location else "?"
         url = f"{self._location}{sign}digest={self._descriptor.digest}"
@@ -300,30 +303,48 @@ class Upload:
     def _name(self) -> str:
         return f"{self._session.reference.name}: blob {self._descriptor.digest}"
 
-    def _pieces(self, start: int, end: int, *, silent: bool = False) -> Iterator[memoryview]:
-        """The bytes from `start` to `end` in pieces. Raises `DamagedBlobError` if there are fewer, or more at the end."""
-        buffer = memoryview(bytearray(_PIECE))
+    def _body(self, start: int, end: int) -> Iterator[memoryview | Slice]:
+        """The bytes from `start` to `end` as they are sent: of a file over an open connection, by the kernel."""
+        if self._path is None or not (self._location or "").startswith("http:"):
+            yield from self._pieces(start, end)
+            return
+        with self._readable(), self._path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != self._descriptor.size:
+                raise DamagedBlobError(f"{self._name}: {size} bytes are to be sent", self._descriptor)
+            for offset in range(start, end, _SLICE):
+                self._stop.check()
+                count = min(_SLICE, end - offset)
+                yield Slice(file, offset, count)
+                self._sent += count
+                self._advance(count)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            with self._open() as source:
-                _skip(source, start, buffer)
-                left = end - start
-                while left:
-                    self._stop.check()
-                    count = _readinto(source, buffer[: min(left, _PIECE)])
-                    if not count:
-                        raise DamagedBlobError(
-                            f"{self._name}: the bytes to be sent end {left} too early", self._descriptor
-                        )
-                    left -= count
-                    if not left and end == self._descriptor.size and source.read(1):
-                        raise DamagedBlobError(f"{self._name}: more bytes are to be sent than it has", self._descriptor)
-                    yield buffer[:count]
-                    if not silent:
-                        self._sent += count
-                        self._advance(count)
+            yield
         except OSError as error:
             # left as it is, it would be taken for a broken connection
             raise BuilderError(f"{self._name}: its bytes cannot be read: {error.strerror or error}") from error
+
+    def _pieces(self, start: int, end: int, *, silent: bool = False) -> Iterator[memoryview]:
+        """The bytes from `start` to `end` in pieces. Raises `DamagedBlobError` if there are fewer, or more at the end."""
+        buffer = memoryview(bytearray(_PIECE))
+        with self._readable(), self._open() as source:
+            _skip(source, start, buffer)
+            left = end - start
+            while left:
+                self._stop.check()
+                count = _readinto(source, buffer[: min(left, _PIECE)])
+                if not count:
+                    raise DamagedBlobError(f"{self._name}: the bytes to be sent end {left} too early", self._descriptor)
+                left -= count
+                if not left and end == self._descriptor.size and source.read(1):
+                    raise DamagedBlobError(f"{self._name}: more bytes are to be sent than it has", self._descriptor)
+                yield buffer[:count]
+                if not silent:
+                    self._sent += count
+                    self._advance(count)
 
 
 def _reached(answer: Answer) -> int | None:
