@@ -17,6 +17,7 @@ from builder.soci.index import ARTIFACT_TYPE, INDEX_DIGEST, LAYER_DIGEST
 
 _MAX_ZTOC = 1 << 30
 _BLOCK = 1 << 20
+_MAX_DEPTH = 4
 _PREFIX = "layerwright: "
 
 
@@ -59,22 +60,29 @@ def examine(source: Source, reference: str | None) -> Examined:
     """
     top = source.resolve(reference)
     try:
-        document = _document(source.manifest(top))
-        if "manifests" not in document:
-            return Examined(top.digest, (_image(source, top.digest, document, {}),), top)
-        entries = [Descriptor.parse(entry) for entry in document["manifests"]]
-        indexes = {str(entry.digest): entry for entry in entries if entry.artifact_type == ARTIFACT_TYPE}
-        images = [entry for entry in entries if str(entry.digest) not in indexes]
-        return Examined(
-            top.digest,
-            tuple(_image(source, image.digest, _document(source.manifest(image)), indexes) for image in images),
-            top,
-        )
+        return Examined(top.digest, tuple(_images(source, top, {}, _MAX_DEPTH)), top)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HostileInputError(
             f"{top.digest}: a document of it is not what the image specification says ({error!r})",
             hint="publish it again",
         ) from error
+
+
+def _images(
+    source: Source, descriptor: Descriptor, siblings: Mapping[str, Descriptor], depth: int
+) -> Iterator[ExaminedImage]:
+    """The images of a manifest or index; `siblings` are the SOCI indexes beside it."""
+    document = _document(source.manifest(descriptor))
+    if "manifests" not in document:
+        yield _image(source, descriptor.digest, document, siblings)
+        return
+    if not depth:
+        raise ValueError("indexes lie too deep in one another")
+    entries = [Descriptor.parse(entry) for entry in document["manifests"]]
+    indexes = {str(entry.digest): entry for entry in entries if entry.artifact_type == ARTIFACT_TYPE}
+    for entry in entries:
+        if str(entry.digest) not in indexes:
+            yield from _images(source, entry, indexes, depth - 1)
 
 
 def _document(data: bytes) -> dict[str, Any]:

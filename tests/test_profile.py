@@ -291,9 +291,9 @@ BAD = [
     ),
     (HEAD + "publish: {soci: off}", 'p.yaml:3:17: $.publish.soci: expected a mapping, found "off"'),
     (
-        HEAD + "publish: {to: 'registry.example/app:1'}",
-        'p.yaml:3:15: $.publish.to: expected a destination such as oci:out/app, found "registry.example/app:1": '
-        "this version publishes to an OCI layout only",
+        HEAD + "publish: {to: 'docker://registry.example/app:1'}",
+        "p.yaml:3:15: $.publish.to: expected a destination such as oci:out/app or localhost:5000/app, "
+        'found "docker://registry.example/app:1": a destination has no scheme: write HOST/REPOSITORY:TAG',
     ),
     (
         HEAD + "extends: ['oci://registry.example/base']",

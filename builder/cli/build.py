@@ -114,7 +114,7 @@ def _published(
     from builder.publish import DamagedError, Publishing
 
     context = work.context
-    tagged = [named if named.tag else named.tagged(DEFAULT_TAG) for named in destinations]
+    tagged = [named if named.tag or named.digest else named.tagged(DEFAULT_TAG) for named in destinations]
     with context.store.in_use():  # from the first layer to the last copy
         for attempt in range(2):
             sinks = open_sinks(tagged, context, mount_from)

@@ -11,14 +11,18 @@ from builder.progress import human_size
 
 
 def delivery_lines(delivered: Delivered, names: Mapping[Digest, str], what: str = "") -> Iterator[str]:
-    """A line for each blob and, for each tag, one that sums them up; `names` say what blobs are."""
+    """A line for each blob that was not there before and, for each tag, one that sums all up; `names` say what blobs are."""
     for descriptor, outcome in delivered.blobs:
+        if outcome is Outcome.PRESENT:
+            continue
         size = human_size(descriptor.size)
         name = names.get(descriptor.digest, descriptor.media_type)
         yield f"  {outcome.value:7}  {descriptor.digest.short}  {size:>8}  {name}"
     moved, mounted, present = (delivered.size(outcome) for outcome in Outcome)
     rate = f" ({human_size(delivered.rate)}/s)" if moved else ""
-    sums = f"{human_size(moved)} moved{rate}, {human_size(mounted)} mounted, {human_size(present)} there before"
+    count = delivered.count(Outcome.PRESENT)
+    there = f"{human_size(present)} present ({count} of {len(delivered.blobs)} blobs)"
+    sums = f"{human_size(moved)} moved{rate}, {human_size(mounted)} mounted, {there}"
     for name in places(delivered):
         yield f"{name}: {what}{sums}"
 

@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -131,8 +131,8 @@ class NewArchive:
         self._blobs: dict[Digest, tuple[int, Open]] = {}
         self._entries: list[dict[str, Any]] = []
         self._old: Archive | None = None
-        with suppress(LayoutError):  # what is no archive is replaced by one
-            self._old = Archive(path) if path.exists() else None
+        if path.exists() and (path.is_dir() or path.stat().st_size):
+            self._old = Archive(path)  # raises: somebody's file that is no archive is not replaced
 
     def has(self, descriptor: Descriptor) -> bool:
         """Whether the blob was given before, or the archive that is to be replaced has it."""

@@ -48,7 +48,9 @@ def _relative_advice(text: str) -> str | None:
 
 
 def _reference_advice(text: str) -> str | None:
-    return "this version publishes to an OCI layout only" if ":" in text else f"write oci:{text}" if text else None
+    if "://" in text:
+        return "a destination has no scheme: write HOST/REPOSITORY:TAG"
+    return f"write oci:{text} for a folder, or HOST/{text} for a registry" if text else None
 
 
 def _value_advice(text: str) -> str | None:
@@ -136,8 +138,15 @@ StopSignal = Annotated[
         )
     ),
 ]
+_HOST = r"(?:localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+(?=:))(?::[0-9]{1,5})?"
 Destination = Annotated[
-    str, Form(rf"oci:{_CLEAN}+", "a destination such as oci:out/app", advice=_reference_advice, local="oci:")
+    str,
+    Form(
+        rf"oci:{_CLEAN}+|{_HOST}/[a-z0-9._/-]+(?::[A-Za-z0-9_][A-Za-z0-9._-]*)?",
+        "a destination such as oci:out/app or localhost:5000/app",
+        advice=_reference_advice,
+        local="oci:",
+    ),
 ]
 
 

@@ -172,8 +172,8 @@ class Publish:
         short={False: Soci(enabled=False), True: Soci()},
     )
     to: Destination | None = field(
-        doc="Where `build publish` publishes to when it is not told: `oci:DIR[:TAG]`, an OCI layout; `DIR` is relative "
-        "to the folder of the profile that says so.",
+        doc="Where `build publish` publishes to when it is not told: a registry, `HOST/REPOSITORY[:TAG]`, or an OCI layout, "
+        "`oci:DIR[:TAG]`; `DIR` is relative to the folder of the profile that says so.",
         default=None,
         example="oci:out/app",
     )
