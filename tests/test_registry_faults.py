@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faultregistry as faults
@@ -17,8 +20,10 @@ from builder import transfer
 from builder.client import TransientError
 from builder.errors import BuilderError
 from builder.oci.content import Outcome
+from builder.parallel import Stop, StoppedError
 from builder.registry import DamagedBlobError, DeniedError, WrongBytesError, stream, upload
 from builder.registry.reference import Reference
+from builder.settings import Network
 
 
 @pytest.fixture(scope="module")
@@ -356,3 +361,59 @@ def test_another_host_needs_plain_http() -> None:
     reference = Reference.parse("registry.invalid:5000/x/y")
     assert Session(reference, Client(), Keychain()).base == "https://registry.invalid:5000"
     assert Session(reference, Client(), Keychain(), plain_http=True).base == "http://registry.invalid:5000"
+
+
+def test_a_registry_that_says_nothing() -> None:
+    """It takes the connection and never answers: an error in good time, not a wait for ever."""
+    with socket.create_server(("127.0.0.1", 0), backlog=32) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        quick = Network(backoff=0.01, attempts=2, connect_timeout=0.3, read_timeout=0.3)
+        begun = time.monotonic()
+        with pytest.raises(TransientError, match=r"no data for 0\.3 s"):
+            repository(address, network=quick).resolve("tag")
+        assert time.monotonic() - begun < 10
+
+
+def test_nobody_is_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with pytest.raises(TransientError, match="Connection refused"):
+        repository(address, network=NETWORK).resolve("tag")
+
+
+def test_work_that_is_stopped(proxy: FaultRegistry) -> None:
+    data = random.Random(6).randbytes(300 << 10)
+    stop = Stop()
+    sent: list[int] = []
+
+    def advance(count: int) -> None:
+        sent.append(count)
+        stop.set()
+
+    target = repository(proxy.address, stop=stop, advance=advance)
+    with pytest.raises(StoppedError):
+        target.put_blob(described(data), lambda: as_stream(data))
+    assert sum(sent) == 0
+    assert not repository(proxy.upstream).has(described(data))
+
+
+def test_referrers_that_several_write_at_once(proxy: FaultRegistry) -> None:
+    """The tag that replaces the API of referrers is read, changed and written again: none of one program's gets lost."""
+    subject = image(b"subject of many")
+    target = repository(proxy.address)
+    push(target, subject, "tag")
+    signatures = [image(bytes([number]), subject=subject.descriptor) for number in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda signature: push(target, signature), signatures))
+    listed = {found.digest for found in target.referrers(subject.descriptor.digest)}
+    assert listed == {signature.descriptor.digest for signature in signatures}
+
+
+def test_through_a_proxy_of_the_environment(proxy: FaultRegistry) -> None:
+    """A registry elsewhere is reached through the proxy; one on this machine never is."""
+    network = Network.of({"http_proxy": f"http://{proxy.address}"})
+    push(repository(proxy.upstream), image(b"direct"), "direct")
+    pull(repository(proxy.upstream, network=network), "direct")
+    assert proxy.seen == []
+    repository("registry.invalid", network=network, plain_http=True).tagged("x")
+    assert [request.path for request in proxy.seen] == ["http://registry.invalid/v2/some/image/manifests/x"]

@@ -33,7 +33,7 @@ MANIFESTS = (
 """The media types of what is kept as a manifest."""
 
 _CONNECTIONS = 16
-_THREADS = 8
+_THREADS = 16
 _REMEMBERED = 64
 
 

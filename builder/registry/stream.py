@@ -22,7 +22,7 @@ from builder.registry.session import RegistryError, Session
 AHEAD_FROM = 32 << 20
 PART = 2 << 20
 AHEAD = 12
-Bytes = bytes | bytearray
+Bytes = bytes | memoryview
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -119,31 +119,36 @@ class _Blob:
         yield from self._serially(reached, self._descriptor.size, self._stop)
 
     def _ahead(self) -> Iterator[Bytes]:
-        """Parts in order, several on their way; the first alone, since it shows whether the server knows ranges."""
-        yield self._part(0, self._stop)
+        """Parts in order, several on their way; the first alone, since it shows whether the server knows ranges.
+
+        A part is good until the next one is asked for: the memory of all is taken once and used again.
+        """
+        yield self._part(0, bytearray(PART), self._stop)
         starts = iter(range(PART, self._descriptor.size, PART))
         stop = Stop(self._stop)
-        waiting: deque[Future[bytearray]] = deque()
+        free = [bytearray(PART) for _ in range(AHEAD)]
+        waiting: deque[tuple[bytearray, Future[memoryview]]] = deque()
         pool = ThreadPoolExecutor(AHEAD, "ahead")
         try:
             while True:
-                while len(waiting) < AHEAD and (start := next(starts, None)) is not None:
-                    waiting.append(pool.submit(self._part, start, stop))
+                while free and (start := next(starts, None)) is not None:
+                    buffer = free.pop()
+                    waiting.append((buffer, pool.submit(self._part, start, buffer, stop)))
                 if not waiting:
                     return
-                yield waiting.popleft().result()
+                buffer, part = waiting.popleft()
+                yield part.result()
+                free.append(buffer)
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _part(self, start: int, stop: Stop) -> bytearray:
-        end = min(start + PART, self._descriptor.size)
-        part = bytearray(end - start)  # filled in place: many of them are kept at once
+    def _part(self, start: int, buffer: bytearray, stop: Stop) -> memoryview:
         reached = 0
-        for block in self._serially(start, end, stop, only_ranges=True):
-            part[reached : reached + len(block)] = block
+        for block in self._serially(start, min(start + PART, self._descriptor.size), stop, only_ranges=True):
+            buffer[reached : reached + len(block)] = block
             reached += len(block)
-        return part
+        return memoryview(buffer)[:reached]
 
     def _serially(self, start: int, end: int, stop: Stop, *, only_ranges: bool = False) -> Iterator[bytes]:
         """One connection after the other, each from where the last one broke."""
