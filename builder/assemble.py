@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from builder.fetch import Fetcher
 from builder.image import Assembled, BuiltLayer, Image
 from builder.layers.merge import CollisionError
 from builder.layers.tar import Kind
-from builder.lock import LockedFile
 from builder.oci import config, spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.packing import UNITS, Folder, Packer, limit_compilers
-from builder.plan import FilesLayer, Layer, Plan, PlatformPlan, SystemLayer, WheelLayer, inputs
+from builder.plan import FilesLayer, Layer, Plan, PlatformPlan, WheelLayer, files, inputs
 from builder.progress import Progress
 from builder.soci import index
 from builder.soci.index import Converted, PlainImage
@@ -40,7 +39,7 @@ def assemble(plan: Plan, store: Store, fetcher: Fetcher, folder: Folder, progres
         packer = Packer(store.root, folder, plan.soci)
         known = {layer: packer.known(layer, store) for layer in layers}
         missing = [layer for layer in layers if known[layer] is None]
-        fetcher.ensure(_needed(missing))
+        fetcher.ensure(dict.fromkeys(file for layer in missing for file in files(layer)))
         known |= _pack_all(missing, packer, store, progress, jobs)
         images = tuple(_image(platform, plan, known, store) for platform in plan.platforms)
         return Assembled(plan.name, images, _documents(images, plan, store))
@@ -53,24 +52,13 @@ def known_layers(plan: Plan, store: Store) -> dict[Layer, BuiltLayer]:
     return {layer: found for layer in layers if (found := packer.known(layer, store))}
 
 
-def _needed(layers: Iterable[Layer]) -> list[LockedFile]:
-    """The inputs of the layers that have to be made, each once."""
-    files: dict[LockedFile, None] = {}
-    for layer in layers:
-        if isinstance(layer, SystemLayer):
-            files |= dict.fromkeys(deb.file for deb in layer.packages)
-        elif isinstance(layer, WheelLayer):
-            files |= dict.fromkeys(wheel.file for wheel in layer.wheels)
-            files |= dict.fromkeys(deb.file for deb in layer.bytecode.packages) if layer.bytecode else {}
-    return list(files)
-
-
 def _pack_all(
     layers: Sequence[Layer], packer: Packer, store: Store, progress: Progress, jobs: int
 ) -> dict[Layer, BuiltLayer]:
     """Packs layers side by side, those that take longest first, so that the last to end is not the longest."""
     ordered = sorted(layers, key=_weight, reverse=True)
-    with progress.task("packing layers", None) as task:
+    total = sum(size for layer in layers for _, size in inputs(layer))
+    with progress.task("pack layers", total) as task:
         if sum(_weight(layer) for layer in layers) < _WORTH_PROCESSES or jobs == 1:
             return {layer: packer(layer, task.advance) for layer in ordered}
         processes = min(jobs, _MOST_PROCESSES)
@@ -104,7 +92,7 @@ def _check_collisions(platform: PlatformPlan, layers: Sequence[BuiltLayer], stor
         return
     found: dict[str, tuple[list[Any], str]] = {}
     for planned, layer in zip(platform.layers, layers, strict=True):
-        for row in json.loads(store.path(layer.listing).read_bytes()):
+        for row in json.loads(store.read(layer.listing)):
             other = found.get(row[0])
             if other and other[0][1:] != row[1:]:
                 _check_replaced(other, row, layer.name, isinstance(planned, FilesLayer))

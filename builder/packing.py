@@ -10,16 +10,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builder.errors import HostileInputError, StaleLockError
+from builder.errors import BuilderError, HostileInputError, StaleLockError, StoreError
 from builder.image import BuiltLayer
 from builder.layers.merge import Origin, merge
 from builder.layers.pack import PackedLayer, pack
-from builder.layers.tar import Entry, Inline, Kind
+from builder.layers.tar import BLOCK, Entry, Inline, Kind
 from builder.lock import LockedTemplate, SociSettings
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
-from builder.plan import FilesLayer, Layer, SystemLayer, WheelLayer
+from builder.plan import FilesLayer, Layer, SystemLayer, WheelLayer, files, inputs
 from builder.soci import index, ztoc
 from builder.sources import local, system, wheels
 from builder.sources.bytecode import Limit
@@ -84,11 +84,9 @@ class Packer:
         with store.temporary() as blob, store.temporary() as windows, store.workspace() as spool:
             try:
                 entries = self._entries(layer, store, spool)
-                packed = pack(entries, blob, windows, self.soci.span_size, advance)
-            except HostileInputError as error:
-                if isinstance(layer, FilesLayer):  # the profile's own files are not hostile, they were changed
-                    raise StaleLockError(str(error)) from error
-                raise
+                packed = pack(entries, blob, windows, self.soci.span_size, _Scaled(layer, entries, advance))
+            except BuilderError as error:
+                raise _explained(error, layer, store) from error
             store.adopt(blob, packed.digest)
             self._put_ztoc(packed, store)
             listing = store.put(_listing(packed, entries))
@@ -123,6 +121,22 @@ class Packer:
             store.adopt(path, described.digest)
         record = {"objects": [str(described.digest)], "size": described.size, "spans": len(packed.spans.checkpoints)}
         store.put_record("ztoc", _ztoc_key(packed.digest, self.soci.span_size), record)
+
+
+class _Scaled:
+    """Turns bytes of a layer's tar into bytes of its inputs, which are known before anything is unpacked."""
+
+    def __init__(self, layer: Layer, entries: Sequence[Entry], advance: Callable[[int], None]) -> None:
+        self._total = sum(size for _, size in inputs(layer))
+        self._tar = sum(entry.size + BLOCK for entry in entries) + 1
+        self._advance = advance
+        self._passed = self._told = 0
+
+    def __call__(self, amount: int) -> None:
+        self._passed += amount
+        reached = min(self._total, self._total * self._passed // self._tar)
+        self._advance(reached - self._told)
+        self._told = reached
 
 
 class MemoryLimit:
@@ -161,6 +175,19 @@ def _wheels(layer: WheelLayer, store: Store) -> tuple[Entry, ...]:
 
 def _ztoc_key(blob: Digest, span_size: int) -> str:
     return Digest.of(spec.encode({"layer": str(blob), "span-size": span_size})).hex
+
+
+def _explained(error: BuilderError, layer: Layer, store: Store) -> BuilderError:
+    """What does not look right may be no fault of whoever made it: the profile's own files are not hostile, they were
+    changed; and the store's disk may have lost a byte since the file was fetched."""
+    if isinstance(layer, FilesLayer) and isinstance(error, HostileInputError):
+        return StaleLockError(str(error))
+    if damaged := [file.path for file in dict.fromkeys(files(layer)) if not store.verify(file.digest)]:
+        return StoreError(
+            f"{', '.join(damaged)}: damaged in the store {store.root}",
+            hint="run the same command again: what is damaged is fetched anew",
+        )
+    return error
 
 
 def _listing(packed: PackedLayer, entries: Sequence[Entry]) -> bytes:
