@@ -26,7 +26,7 @@ from builder.sources.bytecode import Limit
 from builder.sources.wheels import Compiler
 from builder.store import Store
 
-COMPILERS_MEMORY = 100 << 20
+COMPILERS_MEMORY = 72 << 20
 _UNIT = 4 << 20
 UNITS = COMPILERS_MEMORY // _UNIT
 _limit: Limit = lambda memory: nullcontext()  # noqa: E731
@@ -85,7 +85,7 @@ class Packer:
             try:
                 entries = self._entries(layer, store, spool)
                 packed = pack(entries, blob, windows, self.soci.span_size, _Scaled(layer, entries, advance))
-            except BuilderError as error:
+            except (BuilderError, FileNotFoundError) as error:
                 raise _explained(error, layer, store) from error
             store.adopt(blob, packed.digest)
             self._put_ztoc(packed, store)
@@ -177,9 +177,13 @@ def _ztoc_key(blob: Digest, span_size: int) -> str:
     return Digest.of(spec.encode({"layer": str(blob), "span-size": span_size})).hex
 
 
-def _explained(error: BuilderError, layer: Layer, store: Store) -> BuilderError:
+def _explained(error: BuilderError | FileNotFoundError, layer: Layer, store: Store) -> BuilderError:
     """What does not look right may be no fault of whoever made it: the profile's own files are not hostile, they were
-    changed; and the store's disk may have lost a byte since the file was fetched."""
+    changed; and the store's disk may have lost a byte, or a file, since it was fetched."""
+    if isinstance(error, FileNotFoundError):
+        gone = f"{error.filename} is gone"
+        hint = "run the same command again: it is fetched anew"
+        return StaleLockError(gone) if isinstance(layer, FilesLayer) else StoreError(gone, hint=hint)
     if isinstance(layer, FilesLayer) and isinstance(error, HostileInputError):
         return StaleLockError(str(error))
     if damaged := [file.path for file in dict.fromkeys(files(layer)) if not store.verify(file.digest)]:
