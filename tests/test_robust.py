@@ -137,7 +137,8 @@ def test_killed_at_any_moment(small: Path, fresh: dict[str, str], tmp_path: Path
     assert finished < KILLS
 
 
-def test_interrupted(small: Path, fresh: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(asked: signal.Signals, small: Path, fresh: dict[str, str], tmp_path: Path) -> None:
     """Exit status 130 and one line; nothing is left behind, and the next run goes on."""
     chance = random.Random(130)
     out, root = tmp_path / "out", tmp_path / "cache/layerwright"
@@ -149,11 +150,11 @@ def test_interrupted(small: Path, fresh: dict[str, str], tmp_path: Path) -> None
                 time.sleep(0.005)
             time.sleep(chance.uniform(0, 0.25))
             with suppress(ProcessLookupError):
-                (os.kill if number % 2 else os.killpg)(child.pid, signal.SIGINT)
+                (os.kill if number % 2 else os.killpg)(child.pid, asked)
             printed, err = child.communicate(timeout=PATIENCE)
             all_ended(child.pid)
         codes.append(child.returncode)
-        if child.returncode == -signal.SIGINT:  # it had finished, and Python was about to end
+        if child.returncode == -asked:  # it had finished, and Python was about to end
             assert printed.decode().strip() == expected(small)[0]
         elif child.returncode == 130:
             assert err.strip() == b"interrupted; the same command goes on where this one stopped"
