@@ -168,7 +168,8 @@ def _wheels(layer: WheelLayer, store: Store) -> tuple[Entry, ...]:
         compiler = None
         if layer.bytecode:
             interpreter = system.interpreter(layer.bytecode, layer.python, store)
-            executor = stack.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0))))
+            threads = len(os.sched_getaffinity(0)) if len(layer.wheels) == 1 else 2  # the largest wheel is waited for
+            executor = stack.enter_context(ThreadPoolExecutor(threads))
             compiler = Compiler(interpreter, system.identity(layer.bytecode), executor, _limit)
         return wheels.entries(layer, store, compiler)
 
