@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from builder.fetch import Fetcher
 from builder.image import Assembled, BuiltLayer, Image
 from builder.layers.merge import CollisionError
 from builder.layers.tar import Kind
-from builder.lock import LockedFile
 from builder.oci import config, spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.packing import UNITS, Folder, Packer, limit_compilers
-from builder.plan import FilesLayer, Layer, Plan, PlatformPlan, SystemLayer, WheelLayer, inputs
+from builder.plan import FilesLayer, Layer, Plan, PlatformPlan, WheelLayer, files, inputs
 from builder.progress import Progress
 from builder.soci import index
 from builder.soci.index import Converted, PlainImage
@@ -49,7 +48,7 @@ def assemble(
         packer = Packer(store.root, folder, plan.soci)
         known = {layer: packer.known(layer, store) for layer in layers}
         missing = [layer for layer in layers if known[layer] is None]
-        fetcher.ensure(_needed(missing))
+        fetcher.ensure(dict.fromkeys(file for layer in missing for file in files(layer)))
         there = [found for found in known.values() if found]
         known |= _pack_all(missing, packer, progress, jobs, there, ready)
         images = tuple(_image(platform, plan, known, store) for platform in plan.platforms)
@@ -61,18 +60,6 @@ def known_layers(plan: Plan, store: Store) -> dict[Layer, BuiltLayer]:
     packer = Packer(store.root, Folder(Path()), plan.soci)
     layers = (layer for platform in plan.platforms for layer in platform.layers)
     return {layer: found for layer in layers if (found := packer.known(layer, store))}
-
-
-def _needed(layers: Iterable[Layer]) -> list[LockedFile]:
-    """The inputs of the layers that have to be made, each once."""
-    files: dict[LockedFile, None] = {}
-    for layer in layers:
-        if isinstance(layer, SystemLayer):
-            files |= dict.fromkeys(deb.file for deb in layer.packages)
-        elif isinstance(layer, WheelLayer):
-            files |= dict.fromkeys(wheel.file for wheel in layer.wheels)
-            files |= dict.fromkeys(deb.file for deb in layer.bytecode.packages) if layer.bytecode else {}
-    return list(files)
 
 
 def _pack_all(
@@ -90,7 +77,8 @@ def _pack_all(
         for layer in there:
             ready(layer)
 
-    with progress.task("packing layers", None) as task:
+    total = sum(size for layer in layers for _, size in inputs(layer))
+    with progress.task("pack layers", total) as task:
         if sum(_weight(layer) for layer in layers) < _WORTH_PROCESSES or jobs == 1:
             started()
             packed = {}
@@ -131,7 +119,7 @@ def _check_collisions(platform: PlatformPlan, layers: Sequence[BuiltLayer], stor
         return
     found: dict[str, tuple[list[Any], str]] = {}
     for planned, layer in zip(platform.layers, layers, strict=True):
-        for row in json.loads(store.path(layer.listing).read_bytes()):
+        for row in json.loads(store.read(layer.listing)):
             other = found.get(row[0])
             if other and other[0][1:] != row[1:]:
                 _check_replaced(other, row, layer.name, isinstance(planned, FilesLayer))

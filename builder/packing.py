@@ -10,23 +10,23 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builder.errors import HostileInputError, StaleLockError
+from builder.errors import BuilderError, HostileInputError, StaleLockError, StoreError
 from builder.image import BuiltLayer
 from builder.layers.merge import Origin, merge
 from builder.layers.pack import PackedLayer, pack
-from builder.layers.tar import Entry, Inline, Kind
+from builder.layers.tar import BLOCK, Entry, Inline, Kind
 from builder.lock import LockedTemplate, SociSettings
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
-from builder.plan import FilesLayer, Layer, SystemLayer, WheelLayer
+from builder.plan import FilesLayer, Layer, SystemLayer, WheelLayer, files, inputs
 from builder.soci import index, ztoc
 from builder.sources import local, system, wheels
 from builder.sources.bytecode import Limit
 from builder.sources.wheels import Compiler
 from builder.store import Store
 
-COMPILERS_MEMORY = 100 << 20
+COMPILERS_MEMORY = 72 << 20
 _UNIT = 4 << 20
 UNITS = COMPILERS_MEMORY // _UNIT
 _limit: Limit = lambda memory: nullcontext()  # noqa: E731
@@ -84,11 +84,9 @@ class Packer:
         with store.temporary() as blob, store.temporary() as windows, store.workspace() as spool:
             try:
                 entries = self._entries(layer, store, spool)
-                packed = pack(entries, blob, windows, self.soci.span_size, advance)
-            except HostileInputError as error:
-                if isinstance(layer, FilesLayer):  # the profile's own files are not hostile, they were changed
-                    raise StaleLockError(str(error)) from error
-                raise
+                packed = pack(entries, blob, windows, self.soci.span_size, _Scaled(layer, entries, advance))
+            except (BuilderError, FileNotFoundError) as error:
+                raise _explained(error, layer, store) from error
             store.adopt(blob, packed.digest)
             self._put_ztoc(packed, store)
             listing = store.put(_listing(packed, entries))
@@ -125,6 +123,22 @@ class Packer:
         store.put_record("ztoc", _ztoc_key(packed.digest, self.soci.span_size), record)
 
 
+class _Scaled:
+    """Turns bytes of a layer's tar into bytes of its inputs, which are known before anything is unpacked."""
+
+    def __init__(self, layer: Layer, entries: Sequence[Entry], advance: Callable[[int], None]) -> None:
+        self._total = sum(size for _, size in inputs(layer))
+        self._tar = sum(entry.size + BLOCK for entry in entries) + 1
+        self._advance = advance
+        self._passed = self._told = 0
+
+    def __call__(self, amount: int) -> None:
+        self._passed += amount
+        reached = min(self._total, self._total * self._passed // self._tar)
+        self._advance(reached - self._told)
+        self._told = reached
+
+
 class MemoryLimit:
     """Lets interpreters run, in whatever process, as long as they need no more than `COMPILERS_MEMORY` together.
 
@@ -154,13 +168,31 @@ def _wheels(layer: WheelLayer, store: Store) -> tuple[Entry, ...]:
         compiler = None
         if layer.bytecode:
             interpreter = system.interpreter(layer.bytecode, layer.python, store)
-            executor = stack.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0))))
+            threads = len(os.sched_getaffinity(0)) if len(layer.wheels) == 1 else 2  # the largest wheel is waited for
+            executor = stack.enter_context(ThreadPoolExecutor(threads))
             compiler = Compiler(interpreter, system.identity(layer.bytecode), executor, _limit)
         return wheels.entries(layer, store, compiler)
 
 
 def _ztoc_key(blob: Digest, span_size: int) -> str:
     return Digest.of(spec.encode({"layer": str(blob), "span-size": span_size})).hex
+
+
+def _explained(error: BuilderError | FileNotFoundError, layer: Layer, store: Store) -> BuilderError:
+    """What does not look right may be no fault of whoever made it: the profile's own files are not hostile, they were
+    changed; and the store's disk may have lost a byte, or a file, since it was fetched."""
+    if isinstance(error, FileNotFoundError):
+        gone = f"{error.filename} is gone"
+        hint = "run the same command again: it is fetched anew"
+        return StaleLockError(gone) if isinstance(layer, FilesLayer) else StoreError(gone, hint=hint)
+    if isinstance(layer, FilesLayer) and isinstance(error, HostileInputError):
+        return StaleLockError(str(error))
+    if damaged := [file.path for file in dict.fromkeys(files(layer)) if not store.verify(file.digest)]:
+        return StoreError(
+            f"{', '.join(damaged)}: damaged in the store {store.root}",
+            hint="run the same command again: what is damaged is fetched anew",
+        )
+    return error
 
 
 def _listing(packed: PackedLayer, entries: Sequence[Entry]) -> bytes:

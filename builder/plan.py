@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from builder.lock import (
     Lock,
     LockedDeb,
+    LockedFile,
     LockedLocal,
     LockedPlatform,
     LockedPython,
@@ -107,6 +108,16 @@ def inputs(layer: Layer) -> tuple[tuple[str, int], ...]:
         return tuple((f"{wheel.name} {wheel.version}", wheel.file.size) for wheel in layer.wheels)
     files = tuple((file.to, file.size or 0) for file in layer.files)
     return files + tuple((template.to, template.size) for template in layer.templates)
+
+
+def files(layer: Layer) -> tuple[LockedFile, ...]:
+    """The files of origins that packing a layer reads, each once."""
+    if isinstance(layer, SystemLayer):
+        return tuple(deb.file for deb in layer.packages)
+    if isinstance(layer, WheelLayer):
+        debs = layer.bytecode.packages if layer.bytecode else ()
+        return (*(wheel.file for wheel in layer.wheels), *(deb.file for deb in debs))
+    return ()
 
 
 def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:

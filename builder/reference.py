@@ -15,8 +15,19 @@ from builder.profile import PYTHON_OF, Profile
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of a profile that extends nothing, or of what a profile is together with what it extends."""
-    return schema_of(Profile)
+    """The JSON Schema of one profile. What a profile that extends others leaves out may stand in those; the sections of a
+    profile that stands alone have to be complete."""
+    document = schema_of(Profile)
+    complete: dict[str, Any] = {}
+    for key in keys(Profile):
+        for section in (_name(each) for each in (members(key.hint) or (key.hint,))):
+            if section in document["$defs"] and (required := document["$defs"][section].pop("required", None)):
+                complete[key.name] = {"required": required}
+    return {**document, "if": {"not": {"required": ["extends"]}}, "then": {"properties": complete}}
+
+
+def _name(hint: Any) -> str:
+    return str(getattr(bare(hint)[0], "__name__", ""))
 
 
 def markdown() -> str:

@@ -13,7 +13,7 @@ import multiprocessing
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ _R = TypeVar("_R")
 Advance = Callable[[int], None]
 _REPORT = 4 << 20
 _PATIENCE = 30.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -52,9 +53,10 @@ def run(
     workers: list[_Worker] = []
     gc.freeze()  # what the collector never looks at stays shared
     try:
-        for _ in range(min(processes, len(items))):
-            inherited = [worker.connection for worker in workers]
-            workers.append(_Worker(context, task, setup, semaphores, inherited))
+        with _blocked(_SIGNALS):
+            for _ in range(min(processes, len(items))):
+                inherited = [worker.connection for worker in workers]
+                workers.append(_Worker(context, task, setup, semaphores, inherited))
         started()
         return _dispatch(workers, items, advance, done)
     finally:
@@ -147,6 +149,7 @@ def _serve(
     """The worker: takes items until there are no more, or nobody wants its answers any longer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _end_with_parent()
     _return_memory()
     for other in inherited:
@@ -165,6 +168,16 @@ def _serve(
                 connection.send(("failed", _portable(error)))
     except (EOFError, ConnectionError):
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Signals wait: a new process must not get them before it has said what they mean to it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ import judges
 import pytest
 import world as worlds
 from world import Real, World
+
+# Whoever runs the tests in the background may have had interrupts ignored, which programs inherit; some tests send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

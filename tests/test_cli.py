@@ -311,7 +311,7 @@ def test_progress_is_shown_on_a_terminal(world: World, small: Path, tmp_path: Pa
     environment = world.environment(tmp_path / "cache", LAYERWRIGHT_MIRRORS=str(world.root / "cache/layerwright"))
     written = on_a_terminal([str(BUILD), "publish", str(small), "oci:out"], tmp_path, environment)
     assert "fetch 8 files" in written
-    assert "packing layers" in written
+    assert "pack layers" in written
     assert re.search(r"sha256:[0-9a-f]{64}", written)
 
 

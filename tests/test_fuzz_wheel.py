@@ -225,6 +225,17 @@ def test_any_entry_points(text: str, folder: Path) -> None:
     assert_sound(Wheel(files=files).bytes(), folder)
 
 
+@settings(max_examples=100, deadline=20_000, suppress_health_check=SLOW)
+@given(
+    stem=words("demo\n-\n1.0", "-", "+", "_", "1.0", "Demo", ".dist-info", ".data", "!").map(
+        lambda text: text.replace("\n", "")
+    )
+)
+def test_any_name_of_the_metadata(stem: str, folder: Path) -> None:
+    files = {f"{stem}.data/scripts/run": b"#!python\n", "demo.py": b""}
+    assert_sound(Wheel(stem, files).bytes(), folder)
+
+
 @settings(max_examples=60, deadline=20_000, suppress_health_check=SLOW)
 @given(text=words(WHEEL.decode(), "Wheel-Version: 1.0\n", "Wheel-Version:"))
 def test_any_wheel_file(text: str, folder: Path) -> None:

@@ -593,6 +593,13 @@ def test_the_schema_takes_what_the_reader_takes(tmp_path: Path, text: str) -> No
     assert validator.is_valid(plain) is good, [error.message for error in validator.iter_errors(plain)]
 
 
+def test_the_schema_lets_a_profile_leave_out_what_it_inherits() -> None:
+    text: dict[str, Any] = {"profile": 1, "name": "x", "python": {"requirements": ["numpy"]}}
+    jsonschema.validate(text | {"extends": ["base.yaml"]}, reference.schema())
+    with pytest.raises(jsonschema.ValidationError, match="'version' is a required property"):
+        jsonschema.validate(text, reference.schema())
+
+
 def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(reference.schema())
 

@@ -37,7 +37,7 @@ def lock_of(profile: Path) -> Lock:
 
 def versions(lock: Lock) -> dict[str, str]:
     """Every package and its version; a wheel and a Debian package of one name do not meet here."""
-    found = {}
+    found: dict[str, str] = {}
     for platform in lock.platforms:
         found |= {deb.name: deb.version for deb in platform.debian.packages} if platform.debian else {}
         found |= {wheel.name: wheel.version for wheel in platform.python.wheels} if platform.python else {}
@@ -74,6 +74,11 @@ def rewritten(path: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
+def replaced(path: Path) -> Path:
+    path.unlink()
+    return path
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a value of the profile": (lambda p: rewritten(p, "8080", "8081"), "the profile has changed"),
     "a requirement": (lambda p: rewritten(p, "beta>=1", "beta>=1.1"), "the profile has changed"),
@@ -82,14 +87,8 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "its exec bit": (lambda p: (p.parent / "app/main.py").chmod(0o755), "file app/main.py has changed"),
     "one file more": (lambda p: (p.parent / "app/deep/new").write_text(""), "file app/deep/new is new"),
     "one file less": (lambda p: (p.parent / "app/Alpha").unlink(), "file app/Alpha is gone"),
-    "a link": (
-        lambda p: ((p.parent / "app/note").unlink(), (p.parent / "app/note").symlink_to("zeta")),
-        "file app/note has changed",
-    ),
-    "a link that is a file": (
-        lambda p: ((p.parent / "app/note").unlink(), (p.parent / "app/note").write_text("")),
-        "file app/note has changed",
-    ),
+    "a link": (lambda p: replaced(p.parent / "app/note").symlink_to("zeta"), "file app/note has changed"),
+    "a link that is a file": (lambda p: replaced(p.parent / "app/note").write_text(""), "file app/note has changed"),
     "a template": (lambda p: (p.parent / "settings.json.j2").write_text("{}"), "template settings.json.j2 has changed"),
 }
 

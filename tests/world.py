@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pwd
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import Any
 
 import debarchive
 import indexserver
+import pytest
 from debarchive import Item, Signer, Suite, folder, symlink
 from indexserver import IndexServer
 
@@ -226,9 +229,9 @@ def _debs() -> list[bytes]:
 
 
 def _wheels() -> list[indexserver.Archive]:
-    """`alpha` is large enough for an index: half of it cannot be compressed."""
+    """`alpha` is large enough for an index, and for worker processes: half of it cannot be compressed."""
     chance = random.Random(2)
-    blob = b"".join(chance.randbytes(2048) + bytes(2048) for _ in range(700))
+    blob = b"".join(chance.randbytes(2048) + bytes(2048) for _ in range(1000))
     return [
         indexserver.wheel("alpha", "1.0", files={"alpha/blob.bin": blob, "alpha/tool.py": b"def main(): ...\n" * 50}),
         indexserver.wheel("beta", "1.0", requires=["gamma"]),
@@ -274,3 +277,28 @@ def locked_files(lock: Lock) -> Iterator[LockedFile]:
     for platform in lock.platforms:
         yield from (deb.file for deb in (platform.debian.packages if platform.debian else ()))
         yield from (wheel.file for wheel in (platform.python.wheels if platform.python else ()))
+
+
+@contextmanager
+def everybodys_folder() -> Iterator[Path]:
+    """A folder that other users can look into, as pytest's are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def other_user(folder: Path) -> list[str]:
+    """What to put before a command so that somebody else runs it: another user if we are root, else one without a name."""
+    nobody = pwd.getpwnam("nobody")
+    candidates = [
+        ["setpriv", "--reuid", str(nobody.pw_uid), "--regid", str(nobody.pw_gid), "--clear-groups"],
+        ["unshare", "--user"],
+    ]
+    for candidate in candidates:
+        argv = [*candidate, str(BUILD), "--version"]
+        if (
+            shutil.which(candidate[0])
+            and subprocess.run(argv, cwd=folder, capture_output=True, check=False).returncode == 0
+        ):
+            return candidate
+    pytest.skip("neither setpriv nor unshare gives us another user who can run this Python")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -95,7 +96,13 @@ def cli(context: click.Context) -> None:
 def main() -> None:
     """Runs the command line; ends the process with 0, 1 (failed), 2 (wrong usage) or 3 (a check says no)."""
     _fill_closed_streams()
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run(None))
+
+
+def _interrupt(*_: object) -> None:
+    """Being asked to end is an interrupt: what is half written is cleared away first."""
+    raise KeyboardInterrupt
 
 
 def run(arguments: list[str] | None) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -166,16 +168,11 @@ def _now(context: Context) -> str:
 
 
 def _jobs(context: Context) -> int:
-    import os
-
     return max(1, len(os.sched_getaffinity(0)))
 
 
 def _write(path: Path, text: str) -> None:
     """The file appears whole or not at all."""
-    import os
-    import secrets
-
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         try:

@@ -31,15 +31,14 @@ LAST_BLOCK = 64
 _SAMPLE = "e7582d292f571b3eb497f416cdfca4611f8957f4d6770e209678275e6e010a1c"
 
 
-class _ZngStream(ctypes.Structure):
-    """zng_stream of zlib-ng.h (native API)."""
-
-    _fields_ = (
+def _stream(adler: Any) -> type[ctypes.Structure]:
+    """z_stream of zlib.h, and zng_stream of zlib-ng.h, whose check value alone has another width."""
+    fields = (
         ("next_in", ctypes.c_void_p),
-        ("avail_in", ctypes.c_uint32),
+        ("avail_in", ctypes.c_uint),
         ("total_in", ctypes.c_size_t),
         ("next_out", ctypes.c_void_p),
-        ("avail_out", ctypes.c_uint32),
+        ("avail_out", ctypes.c_uint),
         ("total_out", ctypes.c_size_t),
         ("msg", ctypes.c_char_p),
         ("state", ctypes.c_void_p),
@@ -47,30 +46,10 @@ class _ZngStream(ctypes.Structure):
         ("zfree", ctypes.c_void_p),
         ("opaque", ctypes.c_void_p),
         ("data_type", ctypes.c_int),
-        ("adler", ctypes.c_uint32),
+        ("adler", adler),
         ("reserved", ctypes.c_ulong),
     )
-
-
-class _ZStream(ctypes.Structure):
-    """z_stream of zlib.h."""
-
-    _fields_ = (
-        ("next_in", ctypes.c_void_p),
-        ("avail_in", ctypes.c_uint),
-        ("total_in", ctypes.c_ulong),
-        ("next_out", ctypes.c_void_p),
-        ("avail_out", ctypes.c_uint),
-        ("total_out", ctypes.c_ulong),
-        ("msg", ctypes.c_char_p),
-        ("state", ctypes.c_void_p),
-        ("zalloc", ctypes.c_void_p),
-        ("zfree", ctypes.c_void_p),
-        ("opaque", ctypes.c_void_p),
-        ("data_type", ctypes.c_int),
-        ("adler", ctypes.c_ulong),
-        ("reserved", ctypes.c_ulong),
-    )
+    return type("Stream", (ctypes.Structure,), {"_fields_": fields})
 
 
 @dataclass(frozen=True)
@@ -102,7 +81,7 @@ def zlib_ng() -> Engine | None:
     for function in functions:
         function.argtypes = [ctypes.c_void_p, ctypes.c_int] if function is functions[1] else [ctypes.c_void_p]
     init.argtypes = [ctypes.c_void_p, ctypes.c_int]
-    return Engine("zlib-ng", _ZngStream, lambda stream: int(init(stream, _RAW)), *functions, module.crc32)
+    return Engine("zlib-ng", _stream(ctypes.c_uint32), lambda stream: int(init(stream, _RAW)), *functions, module.crc32)
 
 
 def libz() -> Engine | None:
@@ -116,8 +95,9 @@ def libz() -> Engine | None:
     functions = library.inflateReset, library.inflate, library.inflateEnd
     for function in functions:
         function.argtypes = [ctypes.c_void_p, ctypes.c_int] if function is functions[1] else [ctypes.c_void_p]
-    size = ctypes.sizeof(_ZStream)
-    return Engine("zlib", _ZStream, lambda stream: int(init(stream, _RAW, b"1", size)), *functions, zlib.crc32)
+    layout = _stream(ctypes.c_ulong)
+    size = ctypes.sizeof(layout)
+    return Engine("zlib", layout, lambda stream: int(init(stream, _RAW, b"1", size)), *functions, zlib.crc32)
 
 
 @functools.cache

@@ -33,13 +33,16 @@ _OUTPUT = 512 << 10
 class GzipMember:
     """Takes the bytes of a tar in order, plain (`plain`) or as a deflate stream (`stream`), and writes a gzip blob.
 
-    `file` receives the blob and `windows` 32 KiB for each checkpoint. After `finish`, `digest` and `size` are the blob's,
-    `diff_id` and `tar_size` those of the tar.
+    `file` receives the blob and `windows` 32 KiB for each checkpoint; `advance` is told bytes of tar as they pass. After
+    `finish`, `digest` and `size` are the blob's, `diff_id` and `tar_size` those of the tar.
     """
 
-    def __init__(self, file: BinaryIO, windows: BinaryIO, span_size: int) -> None:
+    def __init__(
+        self, file: BinaryIO, windows: BinaryIO, span_size: int, advance: Callable[[int], None] = lambda count: None
+    ) -> None:
         self._out = BlobWriter(file)
         self._windows = windows
+        self._advance = advance
         self._span_size = span_size
         self._last_checkpoint = 0
         self._inflate = Inflate(engine())
@@ -211,6 +214,7 @@ class GzipMember:
         self._tar.update(new)
         self._crc = self._crc32(new, self._crc)
         self._flushed += len(new)
+        self._advance(len(new))
         self._window[:WINDOW] = self._window[self._at - WINDOW : self._at]
         self._at = WINDOW
 

@@ -38,13 +38,13 @@ def pack(
 ) -> PackedLayer:
     """Writes the layer of `entries`, in their order, to the file `blob` and its checkpoints' windows to `windows`.
 
-    The bytes depend on the entries alone. `advance` is told bytes of tar as they are packed. Memory does not grow with content.
+    The bytes depend on the entries alone. `advance` is told bytes of tar as they pass. Memory does not grow with content.
     Raises `HostileInputError` where content is not what its entry says.
     """
     with blob.open("wb") as out, windows.open("wb") as windows_out, _Sources() as sources:
-        member = GzipMember(out, windows_out, span_size)
+        member = GzipMember(out, windows_out, span_size, advance)
         try:
-            packed = [_entry(member, entry, sources, advance) for entry in entries]
+            packed = [_entry(member, entry, sources) for entry in entries]
             member.plain(tar.END)
             digest, size, diff_id, tar_size = member.finish()
         finally:
@@ -54,13 +54,12 @@ def pack(
     return PackedLayer(digest, size, diff_id, spans, tuple(crc32 for _, crc32 in packed))
 
 
-def _entry(member: GzipMember, entry: Entry, sources: _Sources, advance: Callable[[int], None]) -> tuple[TocEntry, int]:
+def _entry(member: GzipMember, entry: Entry, sources: _Sources) -> tuple[TocEntry, int]:
     member.plain(tar.header(entry))
     offset, crc32 = member.position, 0
     if entry.kind is Kind.FILE:
         crc32 = _content(member, entry, sources)
         member.plain(tar.padding(entry.size))
-    advance(member.position - offset + tar.BLOCK)
     return tar.toc_entry(entry, offset), crc32
 
 

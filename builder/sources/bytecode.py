@@ -11,9 +11,9 @@ import os
 import struct
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -34,7 +34,9 @@ _TIMEOUT = 900.0
 _LOADERS = ("usr/lib64/ld-linux-x86-64.so.2", "usr/lib/ld-linux-aarch64.so.1")
 Limit = Callable[[int], AbstractContextManager[object]]
 """Holds back an interpreter until there is room for the bytes of memory that it may need."""
-_BASE_MEMORY, _MEMORY_PER_BYTE = 10 << 20, 90
+_BASE_MEMORY, _MEMORY_PER_TOKEN = 10 << 20, 680
+_PUNCTUATION = b",()[]{}:=.+-*/<>\n"
+_NO_PUNCTUATION = bytes(set(range(256)) - set(_PUNCTUATION))
 _FRAME = struct.Struct("<LL")
 _PROGRAM = """
 import sys, marshal, warnings
@@ -112,16 +114,21 @@ def compile_wheel(
     """
     present = {file.entry.path for file in wheel.files}
     compiled: list[Compiled] = []
-    for chunk, results in _in_order(
-        _chunks(wheel, scratch), lambda chunk: _compile(interpreter, chunk, limit, scratch), executor
-    ):
-        with results:
-            for name in chunk.names:
-                data = _frame(results)
-                path = _cached(name, interpreter.version)
-                if data and path not in present:
-                    compiled.append(Compiled(path, out.tell(), len(data)))
-                    out.write(data)
+    with closing(
+        _in_order(_chunks(wheel, scratch), lambda chunk: _compile(interpreter, chunk, limit, scratch), executor)
+    ) as finished:
+        for chunk, results in finished:
+            with results:
+                for name in chunk.names:
+                    data = _frame(results)
+                    path = _cached(name, interpreter.version)
+                    if data and path not in present:
+                        compiled.append(Compiled(path, out.tell(), len(data)))
+                        out.write(data)
+                if results.read(1):
+                    raise ToolError(
+                        "the interpreter that compiles bytecode answered more than it was asked", hint=_HINT
+                    )
     return tuple(compiled)
 
 
@@ -159,7 +166,7 @@ def _frame(results: BinaryIO) -> bytes:
 
 def _in_order(
     chunks: Iterable[_Chunk], work: Callable[[_Chunk], BinaryIO], executor: Executor
-) -> Iterator[tuple[_Chunk, BinaryIO]]:
+) -> Generator[tuple[_Chunk, BinaryIO], None, None]:
     """Every chunk and its results, with a few chunks in flight."""
     running: deque[tuple[_Chunk, Future[BinaryIO]]] = deque()
     try:
@@ -172,8 +179,11 @@ def _in_order(
             first, future = running.popleft()
             yield first, future.result()
     finally:
-        for _, future in running:
-            future.cancel()
+        for chunk, future in running:
+            if future.cancel():
+                chunk.frames.close()
+            elif future.exception() is None:
+                future.result().close()
 
 
 @dataclass
@@ -183,36 +193,42 @@ class _Chunk:
     frames: BinaryIO
     names: list[str] = field(default_factory=list)
     size: int = 0
-    largest: int = 0
+    tokens: int = 0
 
     def add(self, name: str, source: bytes) -> None:
         self.frames.write(frame(f"/{name}", source))
         self.names.append(name)
         self.size += len(source)
-        self.largest = max(self.largest, len(source))
+        self.tokens = max(self.tokens, len(source.translate(None, _NO_PUNCTUATION)))
 
     @property
     def memory(self) -> int:
-        """What compiling takes at most, in bytes: the tree of the largest source, mostly; measured on torch and sympy."""
-        return _BASE_MEMORY + min(_MEMORY_PER_BYTE * self.largest, 80 << 20)
+        """About what compiling takes, in bytes: the tree of the largest source, which grows with its punctuation (measured
+        on torch, numpy and sympy: 500 to 630 bytes for each)."""
+        return _BASE_MEMORY + _MEMORY_PER_TOKEN * self.tokens
 
 
 def _chunks(wheel: WheelFiles, scratch: Path) -> Iterator[_Chunk]:
     """The sources in sorted order, cut by the format's rule."""
     contents = {file.entry.path: file.entry for file in wheel.files}
     chunk: _Chunk | None = None
-    for path in wheel.sources:
-        entry = contents[path]
-        if entry.size > MAX_SOURCE:
-            continue
-        if chunk and (len(chunk.names) == CHUNK_FILES or chunk.size + entry.size > CHUNK_BYTES):
-            yield chunk
-            chunk = None
-        if chunk is None:
-            chunk = _Chunk(_scratch_file(scratch))
-        chunk.add(path, read(entry.content, MAX_SOURCE))
-    if chunk:
-        yield chunk
+    try:
+        for path in wheel.sources:
+            entry = contents[path]
+            if entry.size > MAX_SOURCE:
+                continue
+            if chunk and (len(chunk.names) == CHUNK_FILES or chunk.size + entry.size > CHUNK_BYTES):
+                full, chunk = chunk, None
+                yield full
+            if chunk is None:
+                chunk = _Chunk(_scratch_file(scratch))
+            chunk.add(path, read(entry.content, MAX_SOURCE))
+        if chunk:
+            full, chunk = chunk, None
+            yield full
+    finally:
+        if chunk:
+            chunk.frames.close()
 
 
 def _cached(path: str, version: str) -> str:

@@ -154,7 +154,7 @@ def _unpack(file: BinaryIO, member: _Member, spool: Path, label: str, limit: int
     where = f"{label}: {member.name}"
     allowed = min(limit, max(_FREE, member.size * ratio))
     total = 0
-    with spool.open("wb", buffering=0) as out:
+    with spool.open("wb") as out:  # an unbuffered file may write a part only, as where the disk is full
         try:
             for piece in _decompressed(file, member, where):
                 total += len(piece)

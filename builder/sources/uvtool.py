@@ -15,6 +15,7 @@ Run = Callable[..., bytes]
 """`builder.process.run`, or what stands in for it."""
 
 _TIMEOUT = 900.0
+_SYSTEM_CERTIFICATES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
 
 _INDEXES = re.compile(r"UV_(DEFAULT_INDEX|EXTRA_INDEX_URL|INDEX(_.*)?|CONFIG_FILE|NO_CONFIG)")
 _CONNECTION = re.compile(
@@ -36,7 +37,15 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
         or _INDEXES.fullmatch(name)
         or _CONNECTION.fullmatch(name)
     }
-    return kept | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", "NO_COLOR": "1"}
+    return _certificates(kept) | kept | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", "NO_COLOR": "1"}
+
+
+def _certificates(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where uv finds certificates: where our own client does, which by itself takes those of the system."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if environ.get(name):
+            return {"SSL_CERT_FILE": environ[name]}
+    return {"UV_SYSTEM_CERTS": "1"} if any(path.exists() for path in _SYSTEM_CERTIFICATES) else {}
 
 
 def without_indexes(environment: Mapping[str, str]) -> dict[str, str]:

@@ -156,6 +156,7 @@ class Store:
             with path.open("wb") as file:
                 file.write(data)
                 file.flush()
+                os.fchmod(file.fileno(), 0o444)  # like an object: others may share the store
                 os.fsync(file.fileno())
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
