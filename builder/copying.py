@@ -12,13 +12,17 @@ from typing import Any, BinaryIO
 from builder.errors import HostileInputError
 from builder.oci.content import Source
 from builder.oci.digest import Digest
+from builder.oci.layout import Layout
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop, for_each
 from builder.places.delivery import Blob, Delivered, Delivery, Document, Sink
+from builder.places.remote import Remote
 from builder.progress import Progress
 
 _MAX_DOCUMENTS = 10_000
 _MAX_BYTES = 64 << 20
+_STREAMS = 2
+"""So many blobs come from a registry at once as streams, each of which is fetched ahead in tens of MiB of memory."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,12 @@ def copy(
     The bytes are those of the source: digests stay as they are. Raises what source and target raise.
     """
     found = closure(source, top, connections, referrers=referrers)
+    remote = source if isinstance(source, Remote) else None
+    if remote and not isinstance(sink.target, Layout):
+        connections = min(connections, _STREAMS)
     with Delivery([sink], progress, connections, "copy") as delivery:
         for blob in found.blobs:
-            delivery.offer(Blob(blob, _opener(source, blob)))
+            delivery.offer(Blob(blob, _opener(source, blob), remote=remote))
         (delivered,) = delivery.complete(found.documents, found.top)
     return delivered
 

@@ -6,8 +6,11 @@ import io
 import itertools
 import json
 import os
+import random
 import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 import judges
 import pytest
 from layouts import Layout as RawLayout
-from world import World, run
+from world import BUILD, World, run
 
 from builder.copying import closure, copy
 from builder.errors import HostileInputError
@@ -316,3 +319,47 @@ def test_names_of_places(registry: str, small: Path, environment: dict[str, str]
         assert "Traceback" not in refused.err
     assert not (tmp_path / "c").exists()
     assert os.listdir(tmp_path / "a") != []
+
+
+def large(root: Path, size: int, count: int) -> Descriptor:
+    """A layout with an image whose layers cannot be compressed."""
+    layout, chance = RawLayout(root), random.Random(5)
+    layers = [layout.add(chance.randbytes(size), LAYER) for _ in range(count)]
+    config = layout.add(b'{"os": "linux", "architecture": "amd64"}', spec.CONFIG)
+    top = added(layout, spec.MANIFEST, config=config.document(), layers=[layer.document() for layer in layers])
+    layout.point_to(Descriptor(top.media_type, top.digest, top.size, {REF_NAME: "v1"}))
+    return top
+
+
+def test_an_interrupted_pull_goes_on(environment: dict[str, str], tmp_path: Path) -> None:
+    """Killed while blobs come in: no tag, no blob under its name that is not whole; then all of it arrives."""
+    top = large(tmp_path / "big", 48 << 20, 3)
+    with judges.registry("docker-registry", tmp_path / "registry") as address:
+        name = f"{address}/big:v1"
+        assert run(["copy", "-q", "oci:big", name], tmp_path, environment).digest == str(top.digest)
+        for _ in range(3):
+            child = subprocess.Popen([BUILD, "copy", "-q", name, "oci:pulled"], cwd=tmp_path, env=environment)
+            folder = tmp_path / "pulled/blobs/sha256"
+            until = time.monotonic() + 30
+            while time.monotonic() < until and child.poll() is None and not list(folder.glob(".*.part")):
+                time.sleep(0.005)
+            child.kill()
+            child.wait()
+            found = RawLayout(tmp_path / "pulled").blobs()
+            whole = {key: data for key, data in found.items() if not key.startswith(".")}
+            assert {key: Digest.of(data).hex for key, data in whole.items()} == {key: key for key in whole}
+        done = run(["copy", name, "oci:pulled"], tmp_path, environment)
+        assert done.digest == str(top.digest), done.err
+    assert RawLayout(tmp_path / "pulled").blobs() == RawLayout(tmp_path / "big").blobs()
+
+
+def test_memory_does_not_grow_with_the_image(environment: dict[str, str], tmp_path: Path) -> None:
+    large(tmp_path / "big", 64 << 20, 6)
+    with judges.registry("docker-registry", tmp_path / "registry") as address:
+        ways = [("oci:big", f"{address}/a:v1"), (f"{address}/a:v1", "oci:b"), (f"{address}/a:v1", "oci-archive:c.tar")]
+        for way in ways:
+            code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True)\n"
+            code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10)"
+            argv = [sys.executable, "-c", code, str(BUILD), "copy", "-q", *way]
+            done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+            assert int(done.stdout.split()[-1]) < 130, way

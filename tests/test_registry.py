@@ -230,7 +230,7 @@ def test_an_encrypted_registry_on_the_loopback(tmp_path: Path) -> None:
 
         trusting = Client(Network(ca_file=tmp_path / "crt"))
         target = Repository(Reference.parse(f"{address}/a/b"), trusting, Keychain(), writing=True)
-        push(target, image(b"encrypted"), "tag")
+        push(target, image(b"encrypted" * 300_000), "tag", tmp_path)
         with pytest.raises(FetchError, match="certificate is not trusted"):
             repository(address).resolve("tag")
 

@@ -16,7 +16,7 @@ from builder import verify as proof
 from builder.assemble import assemble
 from builder.cli.context import Context
 from builder.cli.options import common, format_option, plain_http_option
-from builder.cli.work import _jobs, _origins
+from builder.cli.work import fetcher, jobs
 from builder.errors import BuilderError, StaleLockError, UsageError
 from builder.image import Assembled
 from builder.lock import Lock
@@ -26,7 +26,6 @@ from builder.oci.spec import Descriptor
 from builder.packing import Folder
 from builder.places.destination import Destination
 from builder.places.opening import open_source
-from builder.sources.origins import ConfiguredOrigins
 from builder.store import Store
 from builder.verify import Finding, Structure
 
@@ -56,13 +55,22 @@ def verify(context: Context, ref: str, lock_path: Path | None, quick: bool, form
     destination = Destination.parse(ref)
     source, reference = open_source(destination, context)
     descriptor = source.resolve(reference)
-    lock = None if quick else _lock(source, descriptor, destination, lock_path)
+    lock, failure = None, None
+    if not quick:
+        try:  # before anything large is read
+            lock = _lock(source, descriptor, destination, lock_path)
+        except BuilderError as error:
+            if not proof.says_no(error):
+                raise
+            failure = error
     found = proof.examine(source, descriptor, context.progress)
     findings = list(found.findings)
-    if lock:
+    if failure and not findings:
+        raise failure
+    if lock and found.top:
         near = lock_path.absolute().parent if lock_path else None
         findings += _rebuilt(context, source, found, lock, near)
-    verdict = _Verdict(str(destination), found, tuple(findings), lock)
+    verdict = _Verdict(str(destination), found, tuple(findings), lock if found.top else None)
     click.echo(json.dumps(verdict.document(), indent=2, ensure_ascii=False) if form == "json" else verdict.text())
     return 3 if findings else 0
 
@@ -160,9 +168,7 @@ def _assemble(context: Context, lock: Lock, own: Folder, root: Path) -> tuple[As
     settings = context.settings
     mirrors = (str(settings.store), *settings.mirrors)
     other = replace(context, settings=replace(settings, store=root, mirrors=mirrors))
-    debian, catalogue = _origins(other)
-    fetcher = other.fetcher(ConfiguredOrigins(debian, catalogue))
-    return assemble(plans.plan(lock), other.store, fetcher, own, other.progress, _jobs(other)), other.store
+    return assemble(plans.plan(lock), other.store, fetcher(other), own, other.progress, jobs(other)), other.store
 
 
 def _made(folder: Path) -> Path:

@@ -102,13 +102,18 @@ class Work:
         """Assembles the images of the lock in the store; `ready` is called with every layer as soon as it is there."""
         context, fetcher = self.context, self.fetcher
         folder = Folder(self.loaded.root, self.local.rendered)
-        return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, _jobs(context), ready)
+        return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, jobs(context), ready)
 
     @property
     def fetcher(self) -> Fetcher:
         """What brings inputs of locks into the store."""
-        mirrors, catalogue = _origins(self.context)
-        return self.context.fetcher(ConfiguredOrigins(mirrors, catalogue))
+        return fetcher(self.context)
+
+
+def fetcher(context: Context) -> Fetcher:
+    """What brings inputs of locks into the context's store, from where its settings say that they are."""
+    mirrors, catalogue = _origins(context)
+    return context.fetcher(ConfiguredOrigins(mirrors, catalogue))
 
 
 def platform_name() -> str:
@@ -167,7 +172,8 @@ def _now(context: Context) -> str:
         raise UsageError(f"SOURCE_DATE_EPOCH: {epoch!r} is no number of seconds since 1970") from error
 
 
-def _jobs(context: Context) -> int:
+def jobs(context: Context) -> int:
+    """How many layers are packed at once."""
     return max(1, len(os.sched_getaffinity(0)))
 
 

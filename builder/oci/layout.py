@@ -74,6 +74,28 @@ class Layout:
             shutil.copyfileobj(checked(stream, descriptor, _wrong(descriptor)), writer, _BLOCK)
         return Outcome.MOVED
 
+    def receive(self, descriptor: Descriptor, fetch: Callable[[Path], None]) -> Outcome:
+        """The blob is there afterwards: `fetch` brings it, whole and checked, to the file that it is given.
+
+        What an interrupted call left in that file is there again for the next one; others that want the same blob wait.
+        """
+        if self.has(descriptor):
+            return Outcome.PRESENT
+        target = self.path(descriptor.digest)
+        part, lock = (target.with_name(f".{target.name}.{suffix}") for suffix in ("part", "lock"))
+        with _explained(self.root):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with _explained(self.root), lock.open("wb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if self.has(descriptor):
+                return Outcome.PRESENT
+            fetch(part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(target)
+            lock.unlink(missing_ok=True)
+        return Outcome.MOVED
+
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
         """Stores a manifest or index; with a tag it gets that name, and one with a subject is listed in any case."""
         if Digest.of(data) != descriptor.digest:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -23,8 +24,8 @@ from builder.oci.listing import subject
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop, StoppedError, for_each
 from builder.places.archive import NewArchive
+from builder.places.remote import Remote
 from builder.progress import Progress, Task
-from builder.registry import Repository
 
 _GRACE = 2.0
 _POLL = 0.2
@@ -32,11 +33,15 @@ _POLL = 0.2
 
 @dataclass(frozen=True)
 class Blob:
-    """A blob that is to be delivered: `open` gives its bytes, checked, each time it is called; `path` as in `Target`."""
+    """A blob that is to be delivered: `open` gives its bytes, checked, each time it is called; `path` as in `Target`.
+
+    One that comes from a `remote` place may be fetched into a file, too, faster and going on where it was interrupted.
+    """
 
     descriptor: Descriptor
     open: Callable[[], AbstractContextManager[BinaryIO]]
     path: Path | None = None
+    remote: Remote | None = None
 
 
 @dataclass(frozen=True)
@@ -202,15 +207,24 @@ class Delivery:
                 self._done.notify_all()
 
     def _send(self, blob: Blob, number: int) -> None:
-        counter = _Counter(self._advance, self._stop)
-        descriptor = blob.descriptor
-        target, path = self._sinks[number].target, blob.path
-        opened = blob.open
-        if path is not None and not isinstance(target, Layout):
-            # read here, so that it is counted; whoever takes the bytes checks them, and hashing twice costs time
-            opened, path = (lambda: blob.path.open("rb", buffering=0)), None  # type: ignore[union-attr]
-        outcome = target.put_blob(descriptor, lambda: counter.counted(opened), path)
-        counter.complete(descriptor.size)
+        target, descriptor = self._sinks[number].target, blob.descriptor
+        counter: _Counter | None = None
+        if isinstance(target, Remote):  # it tells what it sends
+            target.watch = self._advance
+            outcome = target.put_blob(descriptor, blob.open, blob.path)
+        elif blob.remote is not None:  # that tells what it gives
+            blob.remote.watch = self._advance
+            if isinstance(target, Layout):
+                outcome = target.receive(descriptor, partial(blob.remote.download, descriptor))
+            else:
+                outcome = target.put_blob(descriptor, blob.open)
+        else:
+            counter = counted = _Counter(self._advance, self._stop)
+            outcome = target.put_blob(descriptor, lambda: counted.counted(blob.open), blob.path)
+        if counter is not None:
+            counter.complete(descriptor.size)
+        elif outcome is not Outcome.MOVED:
+            self._advance(descriptor.size)
         with self._done:
             self._tallies[number][descriptor.digest] = (descriptor, outcome)
 
@@ -220,7 +234,7 @@ def _missing(target: Target, documents: Sequence[Document], connections: int) ->
 
     One with a subject is there only if it is listed, too: a delivery may have ended in between.
     """
-    if not isinstance(target, Repository):
+    if not isinstance(target, Remote):
         return list(documents)
     subjects = {document.descriptor.digest: subject(document.data) for document in documents}
     there: set[Digest] = set()

@@ -17,6 +17,7 @@ from builder.places import memory
 from builder.places.archive import Archive, NewArchive
 from builder.places.delivery import Sink
 from builder.places.destination import FORMS, ArchiveFile, Destination, Folder, Repository
+from builder.places.remote import Remote
 from builder.settings import Settings
 from builder.store import Store
 
@@ -115,11 +116,11 @@ def _absolute(place: Destination) -> Destination:
 
 def _repository(
     named: Repository, context: Context, mount_from: Sequence[str] = (), *, writing: bool = False
-) -> registry.Repository:
+) -> Remote:
     if context.settings.offline:
         raise OfflineError(f"{named}: the registry would have to be asked, and --offline forbids it")
     preferred = _of_same_registry(named, mount_from)
-    return registry.Repository(
+    return Remote(
         replace(named.name, tag=named.tag, digest=named.digest),
         context.client,
         registry.Keychain.of(context.environ),

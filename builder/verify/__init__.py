@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder.verify.findings import Finding, Kind, VerifiedImage, VerifiedLayer
+from builder.verify.findings import Finding, Kind, VerifiedImage, VerifiedLayer, says_no
 from builder.verify.own import OwnFiles, own_files
 from builder.verify.quick import Structure, examine
 from builder.verify.rebuilt import compare
@@ -17,4 +17,5 @@ __all__ = [
     "compare",
     "examine",
     "own_files",
+    "says_no",
 ]

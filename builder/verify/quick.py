@@ -28,6 +28,7 @@ from builder.oci.published import (
     read_top,
 )
 from builder.oci.spec import Descriptor
+from builder.parallel import Stop, for_each
 from builder.progress import Progress, Task
 from builder.soci import read
 from builder.soci.check import ZtocCheck
@@ -37,6 +38,7 @@ from builder.verify.findings import Finding, Kind, VerifiedImage, VerifiedLayer,
 
 MAX_ZTOC = 1 << 30
 _BLOCK = 1 << 20
+_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,22 @@ def examine(source: Source, descriptor: Descriptor, progress: Progress) -> Struc
     for platform in sorted({name for name in platforms if platforms.count(name) > 1}):
         report.add(Kind.PLATFORM, "there are several images of this platform", platform=platform)
     bound = _bound(source, top, images, report)
-    total = sum({layer.digest: layer.size for image in images for layer in image.layers}.values())
-    with progress.task("verifying layers", total) as task:
-        verified = tuple(_image(source, image, bound.get(image.manifest.digest, {}), report, task) for image in images)
+    works = [work for image in images for work in _works(image, bound.get(image.manifest.digest, {}))]
+    with progress.task("verifying layers", sum(work.layer.size for work in works)) as task:
+        stop = Stop()
+        by_size = sorted(works, key=lambda work: -work.layer.size)  # the last to end is not the longest
+        for error in for_each(lambda work: _layer(source, work, task, stop), by_size, _THREADS, stop):
+            raise error
+    for work in works:
+        report.findings += work.report.findings
+    verified = tuple(
+        VerifiedImage(
+            str(image.platform),
+            image.manifest.digest,
+            tuple(work.verified for work in works if work.image is image and work.verified),
+        )
+        for image in images
+    )
     return Structure(descriptor, top, tuple(images), verified, tuple(report.findings))
 
 
@@ -159,56 +174,55 @@ def _ztocs(
     return found
 
 
-def _image(
-    source: Source, image: PublishedImage, ztocs: Mapping[Digest, Descriptor], report: _Report, task: Task
-) -> VerifiedImage:
-    layers = []
-    for number, (layer, diff_id, name) in enumerate(zip(image.layers, image.diff_ids, image.names, strict=True), 1):
-        where = {"platform": str(image.platform), "layer": number, "name": name}
-        verified = _layer(source, layer, diff_id, ztocs.get(layer.digest), report, task, where)
-        if verified:
-            layers.append(verified)
-    return VerifiedImage(str(image.platform), image.manifest.digest, tuple(layers))
+@dataclass
+class _Work:
+    """A layer to read beside its ztoc, if it has one, and what came of it."""
+
+    image: PublishedImage
+    number: int
+    ztoc: Descriptor | None
+    report: _Report
+    verified: VerifiedLayer | None = None
+
+    @property
+    def layer(self) -> Descriptor:
+        return self.image.layers[self.number - 1]
+
+    @property
+    def where(self) -> dict[str, Any]:
+        name = self.image.names[self.number - 1]
+        return {"platform": str(self.image.platform), "layer": self.number, "name": name}
 
 
-def _layer(
-    source: Source,
-    layer: Descriptor,
-    diff_id: Digest,
-    described: Descriptor | None,
-    report: _Report,
-    task: Task,
-    where: Mapping[str, Any],
-) -> VerifiedLayer | None:
-    """Reads one layer to its end, beside its ztoc if it has one."""
+def _works(image: PublishedImage, ztocs: Mapping[Digest, Descriptor]) -> list[_Work]:
+    return [_Work(image, number, ztocs.get(layer.digest), _Report([])) for number, layer in enumerate(image.layers, 1)]
+
+
+def _layer(source: Source, work: _Work, task: Task, stop: Stop) -> None:
+    """Reads one layer to its end."""
     with ExitStack() as stack:
-        ztoc = _ztoc(stack, source, described, report, where)
+        ztoc = _ztoc(stack, source, work.ztoc, work.report, work.where)
         check = ZtocCheck(ztoc) if ztoc else None
-        read = _read_layer(source, layer, check, report, task, where)
+        read = _read_layer(source, work, check, task, stop)
         if read is None:
-            return None
+            return
         figures, members = read
+        diff_id = work.image.diff_ids[work.number - 1]
         if figures.diff_id != diff_id:
-            report.add(
-                Kind.DIFF_ID, f"its tar has the digest {figures.diff_id}, the configuration says {diff_id}", **where
-            )
+            message = f"its tar has the digest {figures.diff_id}, the configuration says {diff_id}"
+            work.report.add(Kind.DIFF_ID, message, **work.where)
         for fault in check.faults if check else ():
-            report.add(Kind.SOCI, f"its ztoc: {fault.wrong}: {fault.message}", **where, path=fault.path)
-        spans = len(ztoc.checkpoints) if ztoc else 0
-        return VerifiedLayer(str(where["name"]), layer.digest, layer.size, figures.tar_size, members, spans)
+            work.report.add(Kind.SOCI, f"its ztoc: {fault.wrong}: {fault.message}", **work.where, path=fault.path)
+        spans, name = len(ztoc.checkpoints) if ztoc else 0, work.image.names[work.number - 1]
+        work.verified = VerifiedLayer(name, work.layer.digest, work.layer.size, figures.tar_size, members, spans)
 
 
 def _read_layer(
-    source: Source,
-    layer: Descriptor,
-    check: ZtocCheck | None,
-    report: _Report,
-    task: Task,
-    where: Mapping[str, Any],
+    source: Source, work: _Work, check: ZtocCheck | None, task: Task, stop: Stop
 ) -> tuple[Figures, int] | None:
     members, told = 0, 0
     try:
-        with source.blob(layer) as blob:
+        with source.blob(work.layer) as blob:
             try:
                 with TarReader(blob, check) as reader:
                     while member := reader.next():
@@ -216,6 +230,7 @@ def _read_layer(
                         if check:
                             check.member(member.entry)
                         for _ in reader.content():
+                            stop.check()
                             at = reader.blob_position
                             task.advance(at - told)
                             told = at
@@ -226,12 +241,12 @@ def _read_layer(
                     return figures, members
             except LayerError as error:
                 while blob.read(_BLOCK):  # what the blob's digest says comes first
-                    pass
-                report.add(Kind.LAYER, str(error), **where)
+                    stop.check()
+                work.report.add(Kind.LAYER, str(error), **work.where)
     except BuilderError as error:
         if not says_no(error):
             raise
-        report.add(Kind.BLOB, str(error), **where)
+        work.report.add(Kind.BLOB, str(error), **work.where)
     return None
 
 
