@@ -9,10 +9,10 @@ BENCH_ARGS ?=
 SETUP = PYTHON='$(PYTHON)' scripts/setup
 BIN = .venv/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-registries clean
 
 help: ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
 demo: ## publish profiles/ocr.yaml as an image, run it, and let it read a picture
 	@$(SETUP)
@@ -30,6 +30,10 @@ lint: ## ruff and mypy alone
 bench: ## measure a build against the floor of this machine
 	@$(SETUP) bench
 	@$(BIN)/python -m bench --build '$(BIN)/build' $(BENCH_ARGS) '$(BENCH_PROFILE)'
+
+bench-registries: ## measure pushes, publications and pulls beside crane, oras and skopeo
+	@$(SETUP) bench test
+	@$(BIN)/python -m bench.registries --build '$(BIN)/build' $(BENCH_ARGS) '$(BENCH_PROFILE)'
 
 clean: ## remove what was made here; the store of inputs stays (see `build cache`)
 	rm -rf .venv .venv.lock out dist build *.egg-info tests/peers/bin .hypothesis .mypy_cache .pytest_cache .ruff_cache

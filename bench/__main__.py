@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from bench import engines, measurements, peers
-from bench.measurements import MB, Row
+from bench.measurements import MB
+from bench.table import HEAD, line, machine, say
 from bench.workplace import workplace
 
 
@@ -60,27 +59,10 @@ def main() -> None:
         print(json.dumps(document, indent=2))
         return
     print(f"{arguments.profile} on {machine()}\n")
-    print("| | wall s | CPU s | memory MB | anonymous MB | read MB | |\n|---|---:|---:|---:|---:|---:|---|")
+    print(HEAD)
     print(*map(line, rows), sep="\n")
     print(f"\n| inflating {largest.name}, one core | CPU s | MB/s of output |\n|---|---:|---:|")
     print(*(f"| {name} | {cpu:.2f} | {rate:,.0f} |" for name, cpu, rate in table), sep="\n")
-
-
-def line(row: Row) -> str:
-    """A row of the table; what was not measured stays empty."""
-    sizes = (f"{size / MB:,.0f}" if size else "" for size in (row.cost.memory, row.cost.anonymous, row.cost.read))
-    return f"| {row.name} | {row.cost.wall:.2f} | {row.cost.cpu:.2f} | {' | '.join(sizes)} | {row.note} |"
-
-
-def machine() -> str:
-    """The processor, how many of its cores may be used, and the Python that runs this."""
-    models = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
-    model = models[0].partition(":")[2].strip() if models else platform.machine()
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
-
-
-def say(what: str) -> None:
-    print(f"bench: {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

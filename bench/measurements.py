@@ -52,7 +52,7 @@ def cold(work: Workplace, rounds: int, lowest: Cost) -> Row:
         work.remove(store, layout)
     if len(digests) > 1:
         sys.exit(f"bench: the rounds made different images: {', '.join(sorted(digests))}")
-    cost = _median(costs)
+    cost = median(costs)
     note = f"{cost.wall / lowest.wall:.1f} x the floor, CPU {cost.cpu / lowest.cpu:.1f} x; {digests.pop()[:19]}"
     return Row(f"cold, median of {rounds}", cost, note)
 
@@ -61,7 +61,7 @@ def again(work: Workplace) -> list[Row]:
     """The same publish once more; then with one file of the application changed."""
     store, layout = work.store(), work.layout()
     work.publish(store, layout)
-    unchanged = _median([work.publish(store, layout) for _ in range(3)])
+    unchanged = median([work.publish(store, layout) for _ in range(3)])
     known = {path.name for path in layout.glob("blobs/sha256/*")}
     name = work.change_file()
     changed = work.publish(store, layout, "--lock")
@@ -91,17 +91,17 @@ def cores(work: Workplace) -> list[Row]:
 def start(build: str) -> list[Row]:
     """The start of the command, and of its Python alone."""
     env = dict(os.environ)
-    shown = _median([watch.run([build, "--help"], env) for _ in range(_HELP_RUNS)])
+    shown = median([watch.run([build, "--help"], env) for _ in range(_HELP_RUNS)])
     with Path(build).open("rb") as script:
         first = script.readline().decode(errors="replace").strip()
     rows = [Row(f"build --help, median of {_HELP_RUNS}", shown)]
     if first.startswith("#!") and "python" in first:
-        bare = _median([watch.run([first[2:], "-c", ""], env) for _ in range(_HELP_RUNS)])
+        bare = median([watch.run([first[2:], "-c", ""], env) for _ in range(_HELP_RUNS)])
         rows.append(Row("an empty Python, the same way", bare))
     return rows
 
 
-def _median(costs: Sequence[Cost]) -> Cost:
+def median(costs: Sequence[Cost]) -> Cost:
     """Of each figure by itself; memory and bytes are the largest."""
     return Cost(
         statistics.median(cost.wall for cost in costs),

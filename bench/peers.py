@@ -35,15 +35,15 @@ def measure(work: Workplace, ours: Cost) -> list[Row]:
         return []
     store, layout = work.store(), work.layout()
     work.publish(store, layout)
-    manifest = _manifest(layout)
+    manifest = manifest_of(layout)
     rows = []
     if buildkit:
         rows.append(Row("peer: BuildKit, an OCI layout", _buildkit(work, layout, manifest)))
     if soci:
-        plain, converted = work.layout(), work.layout()
-        _plain(layout, plain, manifest)
-        rows.append(Row(f"peer: {' '.join(soci[1])}", watch.run([*soci[0], str(plain), str(converted)], os.environ)))
-        work.remove(plain, converted)
+        image, converted = work.layout(), work.layout()
+        plain(layout, image, manifest)
+        rows.append(Row(f"peer: {' '.join(soci[1])}", watch.run([*soci[0], str(image), str(converted)], os.environ)))
+        work.remove(image, converted)
     work.remove(store, layout)
     if not (buildkit and soci):  # half of the work compares with nothing
         return rows
@@ -61,7 +61,7 @@ def _soci() -> tuple[list[str], list[str]] | None:
     return None
 
 
-def _manifest(layout: Path) -> dict[str, Any]:
+def manifest_of(layout: Path) -> dict[str, Any]:
     """The descriptor of the first image manifest of a layout."""
     waiting = json.loads((layout / "index.json").read_bytes())["manifests"]
     while waiting:
@@ -73,7 +73,7 @@ def _manifest(layout: Path) -> dict[str, Any]:
     sys.exit("bench: the layout has no image")
 
 
-def _plain(layout: Path, plain: Path, manifest: Mapping[str, Any]) -> None:
+def plain(layout: Path, plain: Path, manifest: Mapping[str, Any]) -> None:
     """The same image in a layout without its SOCI index; the blobs are links."""
     document = _document(layout, manifest)
     (plain / "blobs/sha256").mkdir(parents=True)

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +31,16 @@ class Cost:
     read: int = 0
 
 
-def run(command: Sequence[str], env: Mapping[str, str], *, cpus: Sequence[int] = ()) -> Cost:
-    """Runs a command that has to succeed; `cpus` are the only ones it may use. What it prints is shown if it fails."""
+def run(
+    command: Sequence[str], env: Mapping[str, str], *, cpus: Sequence[int] = (), output: Path | None = None
+) -> Cost:
+    """Runs a command that has to succeed; `cpus` are the only ones it may use. What it prints is shown if it fails;
+    with `output`, what it answers goes to that file instead."""
     if cpus:
         command = ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
-    with tempfile.TemporaryFile() as printed:
+    with tempfile.TemporaryFile() as printed, output.open("wb") if output else nullcontext(printed) as answer:
         begun = time.perf_counter()
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed)
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=answer, stderr=printed)
         sampler = _Sampler(process.pid)
         sampler.start()
         try:
