@@ -59,7 +59,9 @@ class Bench:
     def env(self) -> dict[str, str]:
         """The environment of every command: no credentials, and a store of its own."""
         nobody = {"HOME": str(self.work.folder), "DOCKER_CONFIG": str(self.work.folder), "NO_PROXY": "127.0.0.1"}
-        return {**os.environ, **nobody, "XDG_CACHE_HOME": str(self.home)}
+        env = {**os.environ, **nobody, "XDG_CACHE_HOME": str(self.home)}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has its bytecode
+        return env
 
     @contextmanager
     def registry(self, kind: str) -> Iterator[str]:

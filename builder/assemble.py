@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builder import workers
 from builder.fetch import Fetcher
 from builder.image import Assembled, BuiltLayer, Image
 from builder.layers.merge import CollisionError
@@ -86,6 +85,8 @@ def _pack_all(
                 packed[layer] = packer(layer, task.advance)
                 ready(packed[layer])
             return packed
+        from builder import workers  # takes long to import
+
         processes = min(jobs, _MOST_PROCESSES)
         built = workers.run(
             packer, ordered, processes, task.advance, limit_compilers, (UNITS, 1), started=started, done=ready

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder.errors import BuilderError, HostileInputError, StaleLockError, StoreError
 from builder.image import BuiltLayer
@@ -21,10 +22,11 @@ from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.plan import FilesLayer, Layer, SystemLayer, WheelLayer, files, inputs
 from builder.soci import index, ztoc
-from builder.sources import local, system, wheels
-from builder.sources.bytecode import Limit
-from builder.sources.wheels import Compiler
+from builder.sources import local
 from builder.store import Store
+
+if TYPE_CHECKING:
+    from builder.sources.bytecode import Limit
 
 COMPILERS_MEMORY = 72 << 20
 _UNIT = 4 << 20
@@ -101,6 +103,8 @@ class Packer:
 
     def _entries(self, layer: Layer, store: Store, spool: Path) -> tuple[Entry, ...]:
         if isinstance(layer, SystemLayer):
+            from builder.sources import system  # what only packing needs takes long to import
+
             return system.entries(layer, store, spool)
         if isinstance(layer, WheelLayer):
             return _wheels(layer, store)
@@ -164,13 +168,15 @@ def limit_compilers(units: AbstractContextManager[object], queue: AbstractContex
 
 
 def _wheels(layer: WheelLayer, store: Store) -> tuple[Entry, ...]:
+    from builder.sources import system, wheels
+
     with ExitStack() as stack:
         compiler = None
         if layer.bytecode:
             interpreter = system.interpreter(layer.bytecode, layer.python, store)
             threads = len(os.sched_getaffinity(0)) if len(layer.wheels) == 1 else 2  # the largest wheel is waited for
             executor = stack.enter_context(ThreadPoolExecutor(threads))
-            compiler = Compiler(interpreter, system.identity(layer.bytecode), executor, _limit)
+            compiler = wheels.Compiler(interpreter, system.identity(layer.bytecode), executor, _limit)
         return wheels.entries(layer, store, compiler)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
@@ -27,13 +28,13 @@ from builder.oci.digest import Digest
 from builder.oci.spec import Platform
 from builder.profile import LoadedProfile, Profile, Python
 from builder.progress import Progress
-from builder.render import render
-from builder.sources import debian, local, pypi, requirements
-from builder.sources.debian import Archive
+from builder.sources import local, requirements
 from builder.sources.requirements import Requirements
 from builder.sources.simple import Catalogue
-from builder.sources.solve import SKIP
-from builder.sources.target import Target
+
+if TYPE_CHECKING:
+    from builder.sources.debian import Archive
+    from builder.sources.target import Target
 
 _ALWAYS = ("base-files",)
 _MAX_TEMPLATE = 16 << 20
@@ -68,6 +69,8 @@ def read_local(loaded: LoadedProfile) -> Local:
     files = local.scan(loaded.root, copies)
     templates, rendered = [], {}
     for item in loaded.profile.templates:
+        from builder.render import render  # it takes long to import, and few profiles have templates
+
         source = _template(loaded.root, item.source)
         text = render(source, loaded.profile.template_values, item.source)
         rendered[item.to] = text
@@ -177,6 +180,9 @@ def _debian(
     progress: Progress,
 ) -> tuple[LockedDebian, tuple[str, ...]]:
     """The Debian packages, and those of them that the interpreter needs to run."""
+    from builder.sources import debian  # what only resolving needs takes long to import
+    from builder.sources.solve import SKIP
+
     assert profile.base
     suite, architecture = profile.base.debian, platform.architecture
     wanted = {*_ALWAYS, *profile.base.packages}
@@ -219,6 +225,8 @@ def _python(
         wheels = before.wheels
     else:
         with progress.task(f"lock Python packages for {platform}", None):
+            from builder.sources import pypi
+
             wheels = pypi.resolve(
                 _requirements(loaded, python),
                 target,
@@ -257,6 +265,8 @@ def _requirements(loaded: LoadedProfile, python: Python) -> Requirements:
 
 def _target(python: Python, platform: Platform, base: LockedDebian) -> Target:
     """The target as the locked packages make it: the interpreter's own version, and its C library's."""
+    from builder.sources.target import Target
+
     versions = {deb.name: deb.version for deb in base.packages}
     full = _upstream(versions[f"python{python.version}"])
     libc = re.match(r"(\d+)\.(\d+)", _upstream(versions.get("libc6", "")))

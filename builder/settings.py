@@ -13,7 +13,6 @@ Parsed from `config.toml` and the environment, both given by the command line:
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -144,6 +143,8 @@ def _problems(document: Mapping[str, object]) -> list[str]:
             case _ if key in _KINDS:
                 problems.append(f"{key}: expected {_KINDS[key]}, found {value!r}")
             case _:
+                import difflib  # takes long to import, and few need it
+
                 close = difflib.get_close_matches(key, _KINDS, 1)
                 problems.append(f"{key}: no such setting" + (f" (did you mean {close[0]}?)" if close else ""))
     return problems

@@ -25,7 +25,6 @@ from builder.profile import PYTHON_OF, LoadedProfile
 from builder.resolve import Local, Places, read_local, resolve, staleness
 from builder.sources import apt, indexes
 from builder.sources.apt import Mirror
-from builder.sources.debian import Archive
 from builder.sources.indexes import Indexes
 from builder.sources.origins import ConfiguredOrigins
 from builder.sources.simple import ORIGIN as PYPI
@@ -122,6 +121,8 @@ def platform_name() -> str:
 
 
 def _places(context: Context) -> Places:
+    from builder.sources.debian import Archive  # what only resolving needs takes long to import
+
     _, catalogue = _origins(context)
     get = _get(context)
     now = datetime.fromtimestamp(context.clock(), UTC)

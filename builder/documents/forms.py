@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -102,5 +101,7 @@ class Mode(int):
 
 def suggestion(text: str, known: Iterable[str]) -> str:
     """` (did you mean …?)` where something known is near, else nothing."""
+    import difflib  # takes long to import, and few need it
+
     near = difflib.get_close_matches(text[:64], sorted(known), 1)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from packaging.pylock import is_valid_pylock_path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
@@ -45,6 +44,8 @@ class Requirements:
             return Kind.LIST
         if self.file.name == "uv.lock":
             return Kind.UV_LOCK
+        from packaging.pylock import is_valid_pylock_path  # it takes long to import, and lists are the rule
+
         return Kind.PYLOCK if is_valid_pylock_path(self.file) else Kind.LIST
 
 
