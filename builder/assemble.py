@@ -19,7 +19,7 @@ from builder.plan import FilesLayer, Layer, Plan, PlatformPlan, WheelLayer, file
 from builder.progress import Progress
 from builder.soci import index
 from builder.soci.index import Converted, PlainImage
-from builder.store import Store
+from builder.store import Store, collect
 
 _MOST_PROCESSES = 4
 """Each takes tens of MiB; all of a build together stay below 200 MiB."""
@@ -49,7 +49,11 @@ def assemble(
         missing = [layer for layer in layers if known[layer] is None]
         fetcher.ensure(dict.fromkeys(file for layer in missing for file in files(layer)))
         there = [found for found in known.values() if found]
-        known |= _pack_all(missing, packer, progress, jobs, there, ready)
+        try:
+            known |= _pack_all(missing, packer, progress, jobs, there, ready)
+        except BaseException:
+            collect.sweep(store)
+            raise
         images = tuple(_image(platform, plan, known, store) for platform in plan.platforms)
         return Assembled(plan.name, images, _documents(images, plan, store))
 

@@ -116,6 +116,14 @@ def gc(
     )
 
 
+def sweep(store: Store) -> None:
+    """Removes what no living process is writing any more: after workers that were ended in the middle of clearing up."""
+    with suppress(OSError):
+        for path, _ in _temporary(store):
+            path.unlink(missing_ok=True)
+        _remove_empty(store)
+
+
 def _victims(
     store: Store, now: float, max_age: float | None, max_size: int | None, keep: set[str], *, busy: bool
 ) -> list[_Found]:
