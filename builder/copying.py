@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from builder.errors import HostileInputError
+from builder.errors import BuilderError, HostileInputError
 from builder.oci.content import Source
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
@@ -21,6 +21,7 @@ from builder.progress import Progress
 
 _MAX_DOCUMENTS = 10_000
 _MAX_BYTES = 64 << 20
+_PIECE = 1 << 20
 _STREAMS = 2
 """So many blobs come from a registry at once as streams, each of which is fetched ahead in tens of MiB of memory."""
 
@@ -45,10 +46,18 @@ def copy(
     remote = source if isinstance(source, Remote) else None
     if remote and not isinstance(sink.target, Layout):
         connections = min(connections, _STREAMS)
+    # A registry refuses bytes that are not those of the digest: files go to it by the kernel, unread.
+    files = source if isinstance(source, Layout) and isinstance(sink.target, Remote) else None
     with Delivery([sink], progress, connections, "copy") as delivery:
         for blob in found.blobs:
-            delivery.offer(Blob(blob, _opener(source, blob), remote=remote))
-        (delivered,) = delivery.complete(found.documents, found.top)
+            path = files.path(blob.digest) if files else None
+            delivery.offer(Blob(blob, _opener(source, blob), path, remote))
+        try:
+            (delivered,) = delivery.complete(found.documents, found.top)
+        except BuilderError:
+            if delivery.failed and delivery.failed.path:
+                _check(delivery.failed)
+            raise
     return delivered
 
 
@@ -155,6 +164,13 @@ def _children_first(root: Digest, nodes: Mapping[Digest, _Node], given: set[Dige
             given.add(digest)
             stack.append((digest, True))
             stack += [(child.digest, False) for child in reversed(nodes[digest].children)]
+
+
+def _check(blob: Blob) -> None:
+    """Raises what the source says of a file that is missing or damaged."""
+    with blob.open() as stream:
+        while stream.read(_PIECE):
+            pass
 
 
 def _opener(source: Source, blob: Descriptor) -> Callable[[], AbstractContextManager[BinaryIO]]:
