@@ -20,6 +20,7 @@ import pytest
 from layouts import Layout as RawLayout
 from world import BUILD, World, run
 
+from builder.client import Client
 from builder.copying import closure, copy
 from builder.errors import HostileInputError
 from builder.oci import spec
@@ -29,7 +30,9 @@ from builder.oci.layout import Layout, LayoutError
 from builder.oci.spec import Descriptor
 from builder.places.archive import Archive, NewArchive
 from builder.places.delivery import Sink
+from builder.places.remote import Remote
 from builder.progress import Silent
+from builder.registry import Keychain, Reference
 
 REF_NAME = "org.opencontainers.image.ref.name"
 LAYER = spec.LAYER_GZIP
@@ -232,6 +235,24 @@ def test_what_is_incomplete_or_damaged_is_no_copy(tmp_path: Path) -> None:
         assert not (tmp_path / f"{harm}.tar").exists()
         assert not (tmp_path / f"{harm}-out/index.json").exists()
         assert not RawLayout(tmp_path / f"{harm}-out").path(blob.digest).exists()
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged", "longer", "shorter"])
+def test_no_registry_gets_a_damaged_file_of_a_layout(harm: str, registry: str, tmp_path: Path) -> None:
+    raw, _ = family(tmp_path / "layout")
+    layout = Layout(tmp_path / "layout")
+    blob = next(blob for blob in closure(layout, layout.resolve("v1")).blobs if blob.size > 1000)
+    path = raw.path(blob.digest)
+    data = path.read_bytes()
+    path.unlink()
+    if harm != "missing":
+        path.write_bytes({"damaged": b"x" + data[1:], "longer": data + b"x", "shorter": data[:-1]}[harm])
+    name = Reference.parse(f"{registry}/harmed-{harm}")
+    remote = Remote(name, Client(), Keychain(), writing=True)
+    with pytest.raises(LayoutError, match=blob.digest.hex):
+        copy(layout, layout.resolve("v1"), Sink("x", remote, ("v1",)), Silent())
+    assert not remote.has(blob)
+    assert remote.tagged("v1") is None
 
 
 @pytest.mark.parametrize(
