@@ -27,7 +27,9 @@ from bench.peers import manifest_of, plain
 from bench.table import HEAD, line, machine, say
 from bench.watch import Cost
 from bench.workplace import Workplace, top_digest, workplace
-from tests import judges
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # where the peers are known
+import judges
 
 _RATE = 50 * MB
 _BLOB = 2000 * MB
