@@ -168,7 +168,7 @@ def _assemble(context: Context, lock: Lock, own: Folder, root: Path) -> tuple[As
     settings = context.settings
     mirrors = (str(settings.store), *settings.mirrors)
     other = replace(context, settings=replace(settings, store=root, mirrors=mirrors))
-    return assemble(plans.plan(lock), other.store, fetcher(other), own, other.progress, jobs(other)), other.store
+    return assemble(plans.plan(lock), other.store, fetcher(other), own, other.progress, jobs()), other.store
 
 
 def _made(folder: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from builder.errors import BuilderError, OfflineError, StaleLockError, UsageErro
 from builder.fetch import Fetcher
 from builder.image import Assembled, BuiltLayer
 from builder.lock import Lock
+from builder.oci import files
 from builder.packing import Folder
 from builder.profile import PYTHON_OF, LoadedProfile
 from builder.resolve import Local, Places, read_local, resolve, staleness
@@ -101,7 +101,7 @@ class Work:
         """Assembles the images of the lock in the store; `ready` is called with every layer as soon as it is there."""
         context, fetcher = self.context, self.fetcher
         folder = Folder(self.loaded.root, self.local.rendered)
-        return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, jobs(context), ready)
+        return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, jobs(), ready)
 
     @property
     def fetcher(self) -> Fetcher:
@@ -173,23 +173,14 @@ def _now(context: Context) -> str:
         raise UsageError(f"SOURCE_DATE_EPOCH: {epoch!r} is no number of seconds since 1970") from error
 
 
-def jobs(context: Context) -> int:
+def jobs() -> int:
     """How many layers are packed at once."""
     return max(1, len(os.sched_getaffinity(0)))
 
 
 def _write(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        try:
-            with temporary.open("x", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.write(path, text.encode())
     except OSError as error:
         raise BuilderError(
             f"{path}: cannot be written: {error.strerror or error}", hint="the lock lies beside the profile"
