@@ -30,6 +30,7 @@ FLOORS = (
     ("lock", "reference"),
     ("fetch", "plan", "registry"),
     ("places", "sources"),
+    ("binaries",),
     ("packing", "sbom"),
     ("attach", "signing"),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "verify"),

@@ -1,0 +1,1 @@
+"""What the binaries of inputs say about themselves: libraries, symbol versions, GPU architectures."""
