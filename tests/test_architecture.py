@@ -30,7 +30,7 @@ FLOORS = (
     ("lock", "reference"),
     ("fetch", "plan", "registry"),
     ("places", "sources"),
-    ("binaries",),
+    ("binaries", "models"),
     ("packing", "sbom"),
     ("attach", "signing"),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "verify"),
@@ -42,6 +42,7 @@ package, from its neighbours; the rooms of one floor never import one another.""
 PURE = (
     "documents",
     "lock",
+    "models.values",
     "plan",
     "profile",
     "layers.tar",
