@@ -1,0 +1,11 @@
+"""What is inside model files: their headers, read strictly, so that a tensor can be taken without the rest."""
+
+from __future__ import annotations
+
+from builder.errors import HostileInputError
+
+
+class HeaderError(HostileInputError):
+    """A model file whose header lies about the file, or is not what the file's name says."""
+
+    hint = "download the file again from where it came from, or exclude it"
