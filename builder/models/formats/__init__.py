@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from builder.errors import HostileInputError
+from builder.models.values import BadModelError
 
 
-class HeaderError(HostileInputError):
+class HeaderError(BadModelError):
     """A model file whose header lies about the file, or is not what the file's name says."""
 
     hint = "download the file again from where it came from, or exclude it"

@@ -179,5 +179,5 @@ def _check_text(text: str, name: str) -> None:
 
 
 def _short(text: str, most: int = 80) -> str:
-    printable = text.encode("ascii", "backslashreplace").decode() if not text.isprintable() else text
+    printable = text if text.isprintable() else repr(text)[1:-1]
     return printable if len(printable) <= most else f"{printable[:most]}…"
