@@ -35,7 +35,7 @@ def test_as_the_library_writes_it(tmp_path: Path) -> None:
     import numpy
     import safetensors.numpy as library
 
-    arrays = {
+    arrays: dict[str, Any] = {
         "b": numpy.arange(12, dtype=numpy.float32).reshape(3, 4),
         "a": numpy.ones((2, 0, 5), dtype=numpy.float16),
         "scalar": numpy.array(7, dtype=numpy.int64),

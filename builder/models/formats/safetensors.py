@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ PREFIX = 8
 """How many bytes at the beginning of a file say how long its header is (`header_length`)."""
 
 BITS: Mapping[str, int] = {
-    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
     **dict.fromkeys(("U32", "I32", "F32"), 32),
@@ -58,7 +61,9 @@ def header_length(prefix: bytes, size: int, name: str) -> int:
     if length > MAX_HEADER:
         raise HeaderError(f"{name}: its header claims {length} bytes, safetensors allows {MAX_HEADER}")
     if not 2 <= length <= size - PREFIX:
-        raise HeaderError(f"{name}: its header claims {length} bytes, the file has {size - PREFIX} after the first eight")
+        raise HeaderError(
+            f"{name}: its header claims {length} bytes, the file has {size - PREFIX} after the first eight"
+        )
     return PREFIX + length
 
 
@@ -109,8 +114,7 @@ def _document(text: bytes, name: str) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {_short(twice)} is there twice")
     return document
 
