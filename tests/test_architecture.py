@@ -42,6 +42,7 @@ package, from its neighbours; the rooms of one floor never import one another.""
 PURE = (
     "documents",
     "lock",
+    "models.cuts",
     "models.values",
     "plan",
     "profile",

@@ -19,7 +19,7 @@ INDEX_PATH = ".build/index.v1.json"
 """Where the index of a model lies among its files; no other file of a model is below `.build`."""
 
 CHUNK_SIZE = 4 << 20
-"""The bytes of a chunk, whose sha256 is in the index; the last one of a file is shorter."""
+"""The most bytes of a chunk, whose sha256 is in the index; `cuts` says where chunks begin."""
 
 MAX_FILES = 10_000
 MAX_PATH = 1024
@@ -74,7 +74,10 @@ class Header:
 
 @dataclass(frozen=True)
 class FileIndex:
-    """A file, the sha256 (64 digits) of each `chunk_size` bytes of it, and its header where its format is understood."""
+    """A file, the sha256 (64 digits) of each of its chunks, and its header where its format is understood.
+
+    The chunks are those of `cuts.cuts(file.size, chunk_size, header)`, in the order of their bytes.
+    """
 
     file: ModelFile
     chunk_size: int
