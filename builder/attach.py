@@ -1,31 +1,23 @@
-"""What travels with an image: its lock, profile, SBOMs and provenance, each an OCI artifact whose subject is the image.
-
-Their bytes depend on the lock and the profile alone, so that attaching twice changes nothing.
-"""
+"""What is attached to an image: OCI artifacts whose subject it is, ours and those of others."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from builder import lock as locks
-from builder.errors import BuilderError, StaleLockError
-from builder.image import Assembled
-from builder.lock import Lock, LockedFile
-from builder.oci.artifact import TITLE, Artifact, encode, stored
+from builder.errors import BuilderError
+from builder.lock import Lock
+from builder.oci.artifact import TITLE, Artifact, encode
 from builder.oci.content import Source, Target
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop, for_each
-from builder.profile import LoadedProfile
-from builder.sbom import cyclonedx, inventory, licences, provenance, spdx
-from builder.sbom.licences import Licence
-from builder.store import Store
+from builder.sbom import cyclonedx, provenance, spdx
 
 LOCK = "application/vnd.layerwright.lock.v1+json"
 PROFILE = "application/vnd.layerwright.profile.v1+yaml"
@@ -41,8 +33,6 @@ KINDS: Mapping[str, str] = {
 MAX_FILE = 64 << 20
 """The largest attached file, in bytes, that is read."""
 
-_CREATED = "org.opencontainers.image.created"
-_PREDICATE_TYPE = "in-toto.io/predicate-type"
 _FOREIGN = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+/;= -]{0,254}")
 _PIECE = 1 << 20
 _MOST = 1000
@@ -81,66 +71,6 @@ class Attached:
         """What the files are called, fit for a terminal; a file without a name has its digest."""
         titles = (file.annotations.get(TITLE) or file.digest.short for file in self.files)
         return tuple("".join(character if character.isprintable() else "?" for character in title) for title in titles)
-
-
-def all_of(
-    lock: Lock,
-    image: Assembled,
-    loaded: LoadedProfile,
-    store: Store,
-    ensure: Callable[[Iterable[LockedFile]], None],
-) -> tuple[tuple[Descriptor, bytes], ...]:
-    """All that travels with the image of a lock, as a publication takes it: blobs before the manifests that name them.
-
-    `ensure` is a fetcher's; it brings wheels that nobody has asked for their licence yet and that are not in the store.
-    Raises `StaleLockError` if a profile changed meanwhile, and what `sbom.licences.of` raises.
-    """
-    return stored(documents(lock, image, profile_texts(loaded), licences.of(lock, store, ensure)))
-
-
-def documents(
-    lock: Lock, image: Assembled, profiles: Mapping[str, bytes], told: Mapping[str, Licence]
-) -> tuple[Artifact, ...]:
-    """Lock, profile and provenance about the image's index; the SBOMs of each platform about that platform's manifest, which
-    may be copied alone, and about the index, where people look first.
-
-    `profiles` are the texts of the profile and what it extends by their names, `told` the licences of wheels by sha256. Pure.
-    """
-    top = image.documents.top
-    artifacts = [
-        Artifact(LOCK, top, ((f"{lock.name}.lock.json", locks.encode(lock).encode()),)),
-        Artifact(PROFILE, top, tuple((_title(name), data) for name, data in profiles.items())),
-        Artifact(
-            provenance.MEDIA_TYPE,
-            top,
-            ((f"{lock.name}.intoto.json", provenance.statement(lock, image)),),
-            {_PREDICATE_TYPE: provenance.PREDICATE_TYPE},
-        ),
-    ]
-    # After the images' manifests come those of their SOCI indexes.
-    for found, manifest in zip(inventory.of(lock, image, told), image.documents.manifests, strict=False):
-        name = f"{lock.name}.{str(found.platform).replace('/', '-')}"
-        for media_type, title, data in (
-            (spdx.MEDIA_TYPE, f"{name}.spdx.json", spdx.document(found)),
-            (cyclonedx.MEDIA_TYPE, f"{name}.cdx.json", cyclonedx.document(found)),
-        ):
-            artifacts += [Artifact(media_type, subject, ((title, data),)) for subject in (top, manifest)]
-    created = {_CREATED: lock.created}
-    return tuple(replace(item, annotations={**item.annotations, **created}) for item in artifacts)
-
-
-def profile_texts(loaded: LoadedProfile) -> dict[str, bytes]:
-    """The bytes of a profile's files by their names relative to its folder, the profile first.
-
-    Raises `StaleLockError` if one that it extends is not what it was when it was read.
-    """
-    texts = {loaded.path.name: _file(loaded.path)}
-    for include in loaded.includes:
-        data = _file(loaded.root / include.source)
-        if Digest.of(data).hex != include.sha256:
-            raise StaleLockError(f"{loaded.root / include.source}: it has changed since it was read")
-        texts[include.source] = data
-    return texts
 
 
 def attach(place: Place, artifacts: Sequence[Artifact]) -> tuple[Descriptor, ...]:
@@ -195,18 +125,6 @@ def locks_of(source: Source, digest: Digest) -> tuple[Lock, ...]:
         for attached in _attached_to(source, digest, only=LOCK)
         for file in attached.files
     )
-
-
-def _file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BuilderError(f"{path}: cannot be read: {error.strerror}", hint="or leave it out: --no-attach") from error
-
-
-def _title(name: str) -> str:
-    """A file's name that no reader writes outside of its folder: what is above becomes a folder `_`."""
-    return "/".join("_" if part == ".." else part for part in name.split("/") if part not in ("", "."))
 
 
 def _put(target: Target, blob: Descriptor, data: bytes) -> None:

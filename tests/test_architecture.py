@@ -33,6 +33,7 @@ FLOORS = (
     ("binaries", "models"),
     ("packing", "sbom"),
     ("attach", "signing"),
+    ("papers",),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "verify"),
     ("cli",),
 )

@@ -19,6 +19,7 @@ from world import World, locked_files, run
 
 from builder import attach
 from builder import lock as locks
+from builder import papers as builder_papers
 from builder import profile as profiles
 from builder.attach import AttachmentError
 from builder.documents import DocumentError
@@ -30,6 +31,7 @@ from builder.oci.artifact import TITLE, Artifact, encode, stored
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
 from builder.oci.spec import Descriptor
+from builder.store import Store
 
 PROFILES = {"demo.yaml": b"profile: 1\n", "../base/python.yaml": b"profile: 1 # base\n"}
 EVERY_TYPE = [
@@ -43,7 +45,7 @@ EVERY_TYPE = [
 
 def made(lock: Lock) -> tuple[Assembled, tuple[Artifact, ...]]:
     image = papers.image(lock)
-    return image, attach.documents(lock, image, PROFILES, TOLD)
+    return image, builder_papers.documents(lock, image, PROFILES, TOLD)
 
 
 def published(root: Path, image: Assembled) -> Layout:
@@ -231,14 +233,52 @@ def test_the_texts_of_a_profile_and_what_it_extends(tmp_path: Path) -> None:
     base.write_text("profile: 1\nname: base\nbase: {debian: bookworm}\n")
     main.write_text("# ü\nprofile: 1\nname: demo\nextends: [../base/base.yaml]\n")
     loaded = profiles.read(main)
-    texts = attach.profile_texts(loaded)
+    texts = builder_papers.profile_texts(loaded)
     assert texts == {"demo.yaml": main.read_bytes(), "../base/base.yaml": base.read_bytes()}
     base.write_text("profile: 1\nname: base\nbase: {debian: trixie}\n")
     with pytest.raises(StaleLockError, match="has changed"):
-        attach.profile_texts(loaded)
+        builder_papers.profile_texts(loaded)
     base.unlink()
     with pytest.raises(BuilderError, match="cannot be read"):
-        attach.profile_texts(loaded)
+        builder_papers.profile_texts(loaded)
+
+
+def test_papers_of_one_edition_are_the_same_for_ever() -> None:
+    """Stores remember papers: where this fails on purpose, `papers.EDITION` is raised with the new digest."""
+    found = stored(made(papers.lock())[1])
+    whole = Digest.of(spec.encode({"papers": [str(descriptor.digest) for descriptor, _ in found]}))
+    assert (builder_papers.EDITION, whole.hex) == (
+        1,
+        "0b5b308b0d72bbec2a7b9ec567441a7b8354401050f8b3208451cf4001382b8e",
+    )
+
+
+@pytest.mark.parametrize("loss", ["nothing", "an object", "a byte", "the record's form"])
+def test_papers_are_made_once(loss: str, world: World, small: Path, tmp_path: Path) -> None:
+    """What the store remembers is taken, if it is whole; else they are made again, the same."""
+    environ = world.environment(tmp_path / "cache")
+    first = run(["publish", small, "oci:first"], tmp_path, environ)
+    (record,) = (tmp_path / "cache/layerwright/records/papers").iterdir()
+    told = json.loads(record.read_text())
+    digests = [Digest.parse(text) for text in told["objects"]]
+    store = Store(tmp_path / "cache/layerwright")
+    match loss:
+        case "an object":
+            store.discard(digests[0])
+        case "a byte":
+            path = store.path(digests[0])
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        case "the record's form":
+            record.write_text(json.dumps({"objects": told["objects"], "papers": [{"digest": 7}]}))
+    again = run(["publish", small, "oci:again"], tmp_path, environ)
+    assert again.digest == first.digest
+    assert blobs(tmp_path / "again") == blobs(tmp_path / "first")
+    assert set(map(str, digests)) <= {f"sha256:{name}" for name in blobs(tmp_path / "again")}
+
+
+def blobs(layout: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (layout / "blobs/sha256").iterdir()}
 
 
 # What others attach.

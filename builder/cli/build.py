@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from builder import attach
+from builder import papers
 from builder.cli.context import Context
 from builder.cli.options import common, format_option, lock_option, plain_http_option, profile_argument
 from builder.cli.report import delivery_document, delivery_lines
@@ -132,7 +132,7 @@ def _published(
 
 def _papers(work: Work, lock: Lock, image: Assembled) -> Sequence[tuple[Descriptor, bytes]]:
     """The blobs and manifests of what travels with the images."""
-    return attach.all_of(lock, image, work.loaded, work.context.store, work.fetcher.ensure)
+    return papers.all_of(lock, image, work.loaded, work.context.store, work.fetcher.ensure)
 
 
 def _check_signer(signer: Signer, destinations: Sequence[Destination], context: Context) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -96,6 +97,8 @@ def cli(context: click.Context) -> None:
 
 def main() -> None:
     """Runs the command line; ends the process with 0, 1 (failed), 2 (wrong usage) or 3 (a check says no)."""
+    # What is imported stays: to look through it for garbage every 700 objects costs a publication without news 20 ms.
+    gc.set_threshold(50_000, 20, 20)
     _fill_closed_streams()
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run(None))
