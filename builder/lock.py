@@ -74,11 +74,13 @@ class LockedDebian:
 
 @dataclass(frozen=True, order=True)
 class LockedWheel:
-    """One wheel; `name` is normalised (PEP 503), the file name is in `file.path`."""
+    """One wheel; `name` is normalised (PEP 503), the file name is in `file.path`. `drop` are patterns of what is left out
+    of it, sorted."""
 
     name: str
     version: str
     file: LockedFile
+    drop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,8 @@ def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
     for wheel in wheels:
         if not _WHEEL.fullmatch(wheel.file.path):
             yield f"{path}: {wheel.name}: {wheel.file.path!r} is no name of a wheel"
+        if list(wheel.drop) != sorted(set(wheel.drop)) or "" in wheel.drop:
+            yield f"{path}: {wheel.name}: its patterns are not sorted, each there once"
     if platform.python and not platform.debian:
         yield f"{path}: a Python without a Debian"
     if platform.python and not set(platform.python.interpreter) <= {deb.name for deb in debs}:

@@ -152,11 +152,13 @@ def _wheels(format_: int, locked: LockedPlatform, python: LockedPython) -> list[
     small = tuple(sorted(set(python.wheels) - set(large)))
 
     def layer(name: str, wheels: Sequence[LockedWheel]) -> WheelLayer:
-        parts = {
+        parts: dict[str, object] = {
             "wheels": [wheel.file.sha256 for wheel in wheels],
             "python": python.version,
             "bytecode": [deb.file.sha256 for deb in bytecode.packages] if bytecode else None,
         }
+        if drops := {wheel.file.sha256: list(wheel.drop) for wheel in wheels if wheel.drop}:
+            parts["drop"] = drops
         return WheelLayer(name, _key(format_, "wheels", parts), tuple(wheels), python.version, bytecode)
 
     layers = [layer(f"{wheel.name} {wheel.version}", (wheel,)) for wheel in large]

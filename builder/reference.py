@@ -52,6 +52,8 @@ python:
   version: "3.11"
   requirements: [numpy>=2, flask]         # or requirements.txt, pylock.toml, uv.lock
   bytecode: auto
+slim:
+  - {wheels: [triton], drop: [triton/backends/amd, "*.a"]}
 files:
   - {from: app, to: /app, exclude: ["tests/*", "*.pyc"]}
   - {from: bin/tool, to: /usr/local/bin/tool, mode: "0755"}

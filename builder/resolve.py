@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,13 @@ from builder.lock import (
     FORMAT,
     Lock,
     LockedDebian,
+    LockedFile,
     LockedInclude,
     LockedLocal,
     LockedPlatform,
     LockedPython,
     LockedTemplate,
+    LockedWheel,
     SociSettings,
 )
 from builder.oci import spec
@@ -35,6 +37,7 @@ from builder.sources.simple import Catalogue
 if TYPE_CHECKING:
     from builder.sources.debian import Archive
     from builder.sources.target import Target
+    from builder.store import Store
 
 _ALWAYS = ("base-files",)
 _MAX_TEMPLATE = 16 << 20
@@ -43,11 +46,14 @@ _NO_UPGRADE: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Places:
-    """Where inputs are looked up, and the architecture of this machine in the words of an OCI platform."""
+    """Where inputs are looked up, and the architecture of this machine in the words of an OCI platform; where a decision
+    depends on what is in an input, `ensure` brings it into `store`."""
 
     archives: Mapping[str, Archive]
     catalogue: Catalogue
     architecture: str
+    store: Store
+    ensure: Callable[[Iterable[LockedFile]], None]
 
 
 @dataclass(frozen=True)
@@ -231,9 +237,10 @@ def _python(
                 _requirements(loaded, python),
                 target,
                 catalogue=places.catalogue,
-                previous=before.wheels if before else (),
+                previous=[replace(wheel, drop=()) for wheel in before.wheels] if before else (),
                 upgrade=upgrade,
             )
+    wheels = _slim(loaded.profile, wheels, places)
     return LockedPython(
         version=python.version,
         executable=f"/usr/bin/python{python.version}",
@@ -242,6 +249,17 @@ def _python(
         request=request,
         wheels=wheels,
     )
+
+
+def _slim(profile: Profile, wheels: Sequence[LockedWheel], places: Places) -> tuple[LockedWheel, ...]:
+    """The wheels with what the profile leaves out of each."""
+    whole = tuple(replace(wheel, drop=()) for wheel in wheels)
+    if not profile.slim or not profile.python:
+        return whole
+    from builder.sources import slim
+
+    rules = [slim.Rule(rule.wheels, rule.drop) for rule in profile.slim]
+    return slim.decide(whole, rules, profile.python.version, places.store, places.ensure)
 
 
 def _bytecode(python: Python, platform: Platform, architecture: str, before: LockedPython | None) -> bool:

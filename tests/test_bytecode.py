@@ -19,9 +19,13 @@ from wheelmaker import Member, Wheel
 
 from builder.errors import BuilderError, HostileInputError, ToolError
 from builder.layers.unpack import chunks
-from builder.sources import bytecode
+from builder.lock import LockedFile, LockedWheel
+from builder.oci.digest import Digest
+from builder.plan import WheelLayer
+from builder.sources import bytecode, wheels
 from builder.sources.bytecode import Compiled, Interpreter, compile_wheel, entries
 from builder.sources.wheel import WheelFiles, install
+from builder.store import Store
 
 VERSION = "{}.{}".format(*sys.version_info)
 TAG = f"cpython-{VERSION.replace('.', '')}"
@@ -75,6 +79,24 @@ def code(data: bytes) -> types.CodeType:
     loaded = marshal.loads(data[16:])
     assert isinstance(loaded, types.CodeType)
     return loaded
+
+
+def test_what_is_left_out_of_a_wheel_has_no_bytecode(interpreter: Interpreter, tmp_path: Path) -> None:
+    """And that of the other modules is the same as without: it is compiled from the whole wheel."""
+    store = Store(tmp_path / "store")
+    data = Wheel(files={f"demo/{name}.py": SOURCE for name in ("one", "two", "three")}).bytes()
+    file = LockedFile("pypi", "demo-1.0-py3-none-any.whl", store.put(data).hex, len(data))
+    with ThreadPoolExecutor(1) as executor:
+        compiler = wheels.Compiler(interpreter, Digest.of(b""), executor, lambda memory: nullcontext())
+        found = []
+        for drop in ((), ("demo/two.py",)):
+            layer = WheelLayer("demo", Digest.of(b""), (LockedWheel("demo", "1.0", file, drop),), VERSION, None)
+            entries = wheels.entries(layer, store, compiler)
+            found.append({entry.path: entry for entry in entries if "dist-info" not in entry.path})
+    whole, slim = found
+    gone = {f"{SITE}/demo/two.py", f"{SITE}/demo/__pycache__/two.{TAG}.pyc"}
+    assert slim == {path: entry for path, entry in whole.items() if path not in gone}
+    assert gone < whole.keys()
 
 
 def test_unchecked_and_hash_based(interpreter: Interpreter, tmp_path: Path) -> None:

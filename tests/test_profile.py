@@ -28,6 +28,7 @@ from builder.profile import (
     Publish,
     Python,
     Size,
+    Slim,
     Soci,
     Template,
     read,
@@ -68,6 +69,7 @@ def test_a_full_profile(tmp_path: Path) -> None:
         platforms=(Platform("linux", "amd64"), Platform("linux", "arm64")),
         base=Base(debian="bookworm", packages=("libgl1",), skip=("libx11-data",)),
         python=Python(version="3.11", requirements=("numpy>=2", "flask"), bytecode="auto"),
+        slim=(Slim(wheels=("triton",), drop=("triton/backends/amd", "*.a")),),
         files=(
             File(source="app", to="/app", exclude=("tests/*", "*.pyc")),
             File(source="bin/tool", to="/usr/local/bin/tool", mode=Mode(0o755)),

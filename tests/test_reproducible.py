@@ -75,6 +75,21 @@ def test_the_same_image_with_another(name: str, world: World, small: Path, tmp_p
         assert Layout(out).blobs() == Layout(small.parent / "out").blobs()
 
 
+def test_the_same_image_with_what_is_left_out_of_wheels(
+    world: World, small: Path, other_build: Path, tmp_path: Path
+) -> None:
+    """From two locks that share nothing but the profile, by another Python, with the files in another order."""
+    text = small.read_text() + 'slim: [{wheels: [beta], drop: [beta]}, {drop: ["*.bin", "alpha/t*"]}]\n'
+    builds: list[tuple[dict[str, bytes], bytes]] = []
+    for name, backwards, build in (("one", False, BUILD), ("two", True, other_build)):
+        profile = write_project(tmp_path / name, text, backwards=backwards)
+        environ = world.environment(tmp_path / f"{name}-cache", PYTHONHASHSEED=str(len(builds)))
+        done = run(["publish", "-q", profile, f"oci:{tmp_path / name}-out"], tmp_path, environ, build=build)
+        assert done.digest != first(small)
+        builds.append((Layout(tmp_path / f"{name}-out").blobs(), profile.with_suffix(".lock.json").read_bytes()))
+    assert builds[0] == builds[1]
+
+
 def test_the_same_image_by_another_user(world: World, small: Path) -> None:
     with everybodys_folder() as parent:
         prefix = other_user(parent)

@@ -24,6 +24,7 @@ from builder.progress import Silent
 from builder.resolve import Places, read_local, resolve, staleness
 from builder.sources.indexes import Indexes
 from builder.sources.simple import Catalogue
+from builder.store import Store
 
 MOVING = PROFILE.replace("alpha", "moving-one, moving-two").replace("[hello]", "[hello, tool]")
 NOWHERE = "http://127.0.0.1:9"
@@ -327,7 +328,8 @@ def test_whether_there_is_bytecode_is_decided_once(asked: str, was: bool, archit
     assert platform.python
     previous = replace(before, platforms=(replace(platform, python=replace(platform.python, bytecode=was)),))
     loaded = profiles.read(project)
-    places = Places({}, nowhere(), architecture)
+    store = Store(project.parent / "nowhere")
+    places = Places({}, nowhere(), architecture, store, lambda files: None)
     after = resolve(
         loaded, read_local(loaded), places, created="2026-01-01T00:00:00Z", previous=previous, progress=Silent()
     )

@@ -127,7 +127,7 @@ def _places(context: Context) -> Places:
     get = _get(context)
     now = datetime.fromtimestamp(context.clock(), UTC)
     archives = {suite: Archive(_mirrors(context, suite), get, now) for suite in PYTHON_OF}
-    return Places(archives, catalogue, platform_name())
+    return Places(archives, catalogue, platform_name(), context.store, fetcher(context).ensure)
 
 
 def _origins(context: Context) -> tuple[Mapping[str, Mirror], Catalogue]:

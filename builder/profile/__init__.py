@@ -9,7 +9,7 @@ from builder.documents import Mode, Problems, Size
 from builder.documents.loading import convert
 from builder.profile.extends import Include, merge
 from builder.profile.forms import PYTHON_OF, Port
-from builder.profile.model import Base, File, Image, Profile, Publish, Python, Soci, Template
+from builder.profile.model import Base, File, Image, Profile, Publish, Python, Slim, Soci, Template
 from builder.profile.starter import starter
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Publish",
     "Python",
     "Size",
+    "Slim",
     "Soci",
     "Template",
     "read",

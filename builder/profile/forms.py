@@ -101,6 +101,9 @@ Platform = Annotated[spec.Platform, Choice(("linux/amd64", "linux/arm64"))]
 Package = Annotated[
     str, Form(r"[a-z0-9][a-z0-9+.-]{1,127}", "the name of a Debian package such as libgl1", advice=_package_advice)
 ]
+Project = Annotated[
+    str, Form(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?", "the name of a Python package such as triton")
+]
 PythonVersion = Annotated[
     str, Form(r"3\.(?:0|[1-9][0-9]?)", 'a version of Python in quotes such as "3.11"', advice=_python_advice)
 ]

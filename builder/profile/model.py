@@ -25,6 +25,7 @@ from builder.profile.forms import (
     Package,
     Platform,
     Port,
+    Project,
     PythonVersion,
     Requirement,
     RequirementsFile,
@@ -78,6 +79,22 @@ class Python:
         doc="Whether modules are compiled by the image's own interpreter when the image is made. `auto` compiles where "
         "that interpreter runs on the building machine.",
         default="auto",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slim:
+    """Files of wheels that are left out of the image: nothing goes but what is named here. The metadata of wheels and the
+    texts of licences stay, whatever a pattern says; `build plan --minimal` shows what could go."""
+
+    wheels: tuple[Project, ...] = field(
+        doc="The wheels that the patterns are for; all, if none is named.", default=(), unique=True, example=["triton"]
+    )
+    drop: tuple[Glob, ...] = field(
+        doc="Patterns, matched against names and against paths relative to site-packages (what lies elsewhere is spelled as "
+        "in RECORD, `../../../bin/tool`); a folder goes with all that is in it.",
+        unique=True,
+        example=["triton/backends/amd", "*.a"],
     )
 
 
@@ -193,6 +210,14 @@ def _python_stands_on_debian(base: Base | None, python: Python | None) -> _Compl
         yield ("python", "version"), f'{base.debian} has Python {version}: write "{version}"{other}'
 
 
+def _slim_needs_wheels(python: Python | None, slim: tuple[Slim, ...]) -> _Complaints:
+    if slim and python is None:
+        yield ("slim",), "there are no wheels to leave anything out of: add python, or remove slim"
+    for index, rule in enumerate(slim):
+        if not rule.drop:
+            yield ("slim", index, "drop"), 'there is no pattern: add one, such as "*.a"'
+
+
 def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
     first: dict[str, int] = {}
     for index, template in enumerate(templates):
@@ -206,7 +231,7 @@ class Profile:
     """What an image is made of and how it starts."""
 
     later: ClassVar[tuple[str, ...]] = ("cuda", "models", "nix")
-    checks: ClassVar = (_python_stands_on_debian, _templates_do_not_collide)
+    checks: ClassVar = (_python_stands_on_debian, _slim_needs_wheels, _templates_do_not_collide)
 
     version: Literal[1] = field(name="profile", doc="The version of this language; each profile says it.", example=1)
     name: Name = field(doc="The name of the image, of its lock and of what is published.", example="sdxl-turbo")
@@ -224,6 +249,7 @@ class Profile:
     )
     base: Base | None = field(doc="The operating system.", default=None)
     python: Python | None = field(doc="Python and its packages.", default=None)
+    slim: tuple[Slim, ...] = field(doc="What is left out of wheels.", default=())
     files: tuple[File, ...] = field(doc="Files of your own.", default=())
     templates: tuple[Template, ...] = field(doc="Files of your own that are rendered first.", default=())
     values: Mapping[ValueName, Any] = field(

@@ -95,9 +95,9 @@ def with_record(wheel: WheelFiles, bytecode: Sequence[Entry]) -> tuple[Entry, ..
     """All entries of the wheel with its bytecode and a RECORD that is true to them (bytecode without hash, as pip
     and installer list it)."""
     site = wheel.dist_info.rpartition("/")[0]
-    rows = [(_relative(file.entry.path, site), *file.record) for file in wheel.files]
-    rows += [(_relative(entry.path, site), "", "") for entry in bytecode]
-    rows.append((_relative(f"{wheel.dist_info}/RECORD", site), "", ""))
+    rows = [(relative(file.entry.path, site), *file.record) for file in wheel.files]
+    rows += [(relative(entry.path, site), "", "") for entry in bytecode]
+    rows.append((relative(f"{wheel.dist_info}/RECORD", site), "", ""))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(sorted(rows))
     record = Entry(f"{wheel.dist_info}/RECORD", content=Inline(text.getvalue().encode()))
@@ -294,7 +294,7 @@ def _check_unique(paths: Iterable[str], archive: str) -> None:
         seen.add(path)
 
 
-def _relative(path: str, site: str) -> str:
+def relative(path: str, site: str) -> str:
     """A path as RECORD writes it: relative to site-packages."""
     if path.startswith(site + "/"):
         return path.removeprefix(site + "/")

@@ -15,7 +15,7 @@ from builder.lock import FORMAT, LockedWheel
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.plan import WheelLayer
-from builder.sources import bytecode, wheel
+from builder.sources import bytecode, slim, wheel
 from builder.sources.bytecode import Compiled, Interpreter, Limit
 from builder.store import Store
 
@@ -44,9 +44,12 @@ def entries(layer: WheelLayer, store: Store, compiler: Compiler | None) -> tuple
 def _installed(locked: LockedWheel, python: str, store: Store, compiler: Compiler | None) -> tuple[Entry, ...]:
     path = store.path(locked.file.digest)
     files = wheel.install(path, locked.file.path, locked.name, locked.version, python)
-    if compiler is None or not files.sources:
-        return wheel.with_record(files, ())
-    return wheel.with_record(files, _bytecode(locked, files, store, compiler))
+    compiled = _bytecode(locked, files, store, compiler) if compiler is not None and files.sources else ()
+    if locked.drop:
+        files = slim.slimmed(files, locked.drop)
+        left = set(files.sources)
+        compiled = [entry for entry in compiled if slim.bytecode_of(entry.path) in left]
+    return wheel.with_record(files, compiled)
 
 
 def _bytecode(locked: LockedWheel, files: wheel.WheelFiles, store: Store, compiler: Compiler) -> Sequence[Entry]:
