@@ -142,6 +142,42 @@ class LockedInclude:
     sha256: str
 
 
+@dataclass(frozen=True, order=True)
+class LockedModelFile:
+    """One file of a model: `path` as `models.values.check_path` allows it, `size` in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, order=True)
+class LockedModel:
+    """One model, and the artifact that it is published as.
+
+    `source` is the profile's `from` without a host, and with the commit or digest that a name stood for; `request` is the digest
+    of what was asked for. `files` are what the source gives, `wheel` is where they lie if they are in one. With a
+    `precision`, `converted` is what is published in place of them, made by the rules of the number `converter`. `manifest` is the
+    digest of the artifact's manifest.
+    """
+
+    name: str
+    source: str
+    request: str
+    files: tuple[LockedModelFile, ...]
+    manifest: str
+    wheel: LockedFile | None = None
+    licenses: tuple[str, ...] = ()
+    precision: str = ""
+    converter: int | None = None
+    converted: tuple[LockedModelFile, ...] = ()
+
+    @property
+    def published(self) -> tuple[LockedModelFile, ...]:
+        """The files that the artifact holds."""
+        return self.converted or self.files
+
+
 @dataclass(frozen=True)
 class SociSettings:
     """Which layers get a ztoc and how far apart its checkpoints are; both in bytes."""
@@ -163,6 +199,7 @@ class Lock:
     includes: tuple[LockedInclude, ...] = ()
     files: tuple[LockedLocal, ...] = ()
     templates: tuple[LockedTemplate, ...] = ()
+    models: tuple[LockedModel, ...] = ()
     image: Execution = field(default_factory=Execution)
     soci: SociSettings = field(default_factory=SociSettings)
     format: int = FORMAT
@@ -226,6 +263,10 @@ def _problems(lock: Lock) -> Iterator[str]:
         yield f"{place} is locked twice"
     for item in local:
         yield from _place_problems(item)
+    for name in _twice(model.name for model in lock.models):
+        yield f"the model {name} is locked twice"
+    for model in lock.models:
+        yield from _model_problems(model)
 
 
 def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
@@ -247,6 +288,19 @@ def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
         yield f"{path}: a Python without a Debian"
     if platform.python and not set(platform.python.interpreter) <= {deb.name for deb in debs}:
         yield f"{path}.python.interpreter: it names packages that are not locked"
+
+
+def _model_problems(model: LockedModel) -> Iterator[str]:
+    if not _DIGEST.fullmatch(model.manifest) or not _DIGEST.fullmatch(model.request):
+        yield f"model {model.name}: no digest of its manifest, or of its request"
+    for listed in (model.files, model.converted):
+        for path in _twice(file.path for file in listed):
+            yield f"model {model.name}: {path!r} is locked twice"
+    for file in (*model.files, *model.converted, *([model.wheel] if model.wheel else [])):
+        if not _SHA256.fullmatch(file.sha256) or file.size < 0:
+            yield f"model {model.name}: {file.path!r}: no sha256, or no size"
+        if any(part in ("", ".", "..") for part in file.path.split("/")):
+            yield f"model {model.name}: {file.path!r} is no path of a file"
 
 
 def _twice(names: Iterable[str]) -> list[str]:

@@ -61,6 +61,15 @@ templates:
   - {from: serve.sh.j2, to: /app/serve.sh, mode: "0755"}
 values:
   port: 8080
+models:
+  - name: sdxl-turbo
+    from: hf://stabilityai/sdxl-turbo@71153311d3dbb46851df1931d3ca6e939de83304
+    include: ["*.safetensors", "*.json"]
+    exclude: ["*onnx*"]
+    precision: fp16
+    mount: /models/sdxl
+    image: false
+    licenses: [Apache-2.0]
 image:
   entrypoint: [/app/serve.sh]
   cmd: [--workers, 2]
@@ -73,6 +82,7 @@ image:
 publish:
   soci: {enabled: true, span-size: 4MiB, min-layer-size: 10MiB}
   to: oci:out/sdxl-turbo
+  models: localhost:5000/models
 """
 
 _HEAD = """\

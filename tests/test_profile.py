@@ -23,6 +23,7 @@ from builder.profile import (
     File,
     Image,
     Mode,
+    Model,
     Port,
     Profile,
     Publish,
@@ -76,6 +77,17 @@ def test_a_full_profile(tmp_path: Path) -> None:
         ),
         templates=(Template(source="serve.sh.j2", to="/app/serve.sh", mode=Mode(0o755)),),
         values={"port": 8080},
+        models=(
+            Model(
+                name="sdxl-turbo",
+                source="hf://stabilityai/sdxl-turbo@71153311d3dbb46851df1931d3ca6e939de83304",
+                include=("*.safetensors", "*.json"),
+                exclude=("*onnx*",),
+                precision="fp16",
+                mount="/models/sdxl",
+                licenses=("Apache-2.0",),
+            ),
+        ),
         image=Image(
             entrypoint=("/app/serve.sh",),
             cmd=("--workers", "2"),
@@ -86,7 +98,11 @@ def test_a_full_profile(tmp_path: Path) -> None:
             labels=(("org.opencontainers.image.title", "SDXL Turbo"),),
             stop_signal="SIGTERM",
         ),
-        publish=Publish(soci=Soci(span_size=Size(4 << 20), min_layer_size=Size(10 << 20)), to="oci:out/sdxl-turbo"),
+        publish=Publish(
+            soci=Soci(span_size=Size(4 << 20), min_layer_size=Size(10 << 20)),
+            to="oci:out/sdxl-turbo",
+            models="localhost:5000/models",
+        ),
     )
     assert loaded.profile.template_values == {"port": 8080, "name": "sdxl-turbo"}
 
@@ -114,7 +130,6 @@ BAD = [
         'found "My App": write my-app',
     ),
     (HEAD + "cuda: {}", "p.yaml:3:1: $.cuda: unknown key: this version does not know cuda yet"),
-    (HEAD + "models: []", "p.yaml:3:1: $.models: unknown key: this version does not know models yet"),
     (HEAD + "nix: {}", "p.yaml:3:1: $.nix: unknown key: this version does not know nix yet"),
     (
         HEAD + "base: {debian: bookworm, image: x}",
@@ -292,6 +307,31 @@ BAD = [
         'p.yaml:3:29: $.publish.soci.span-size: expected a size from 64KiB to 1GiB, found "1KiB"',
     ),
     (HEAD + "publish: {soci: off}", 'p.yaml:3:17: $.publish.soci: expected a mapping, found "off"'),
+    *(
+        (
+            f"{HEAD}models: [{{name: m, from: {text!r}}}]",
+            f"p.yaml:3:26: $.models[0].from: expected a path, or an address such as hf://org/repository@commit, "
+            f'found "{text}"{advice}',
+        )
+        for text, advice in (
+            ("hf://org/repository", ": write hf://ORGANISATION/REPOSITORY@COMMIT"),
+            ("pypi://thing", ": write pypi://PROJECT==VERSION#PATH/IN/WHEEL"),
+            ("https://registry.example", ": write https://HOST/PATH"),
+            ("oci://registry.example", ": write oci://HOST/REPOSITORY:TAG"),
+            ("s3://bucket/m", ": an address begins with https://, hf://, pypi://, oci://"),
+            ("/srv/m", ": paths are relative to the folder of the profile"),
+            ("a/../m", ": write m, if that is what is meant"),
+        )
+    ),
+    (
+        HEAD + "models: [{name: m, from: 'https://me:secret@registry.example/m.gguf'}]",
+        "p.yaml:3:26: $.models[0].from: credentials do not belong into a profile",
+    ),
+    (
+        HEAD + "models: [{name: m, from: a}, {name: m, from: b, mount: /c}, {name: n, from: a, mount: /models/m}]",
+        "p.yaml:3:37: $.models[1].name: models[0] has m too\n"
+        "p.yaml:3:87: $.models[2].mount: models[0] has /models/m too",
+    ),
     (
         HEAD + "publish: {to: 'docker://registry.example/app:1'}",
         "p.yaml:3:15: $.publish.to: expected a destination such as oci:out/app or localhost:5000/app, "
@@ -541,6 +581,8 @@ _BEYOND = (
     "is not a file",
     "in a circle",
     "a word to some",
+    "credentials do not",
+    "models[0] has",
 )
 
 

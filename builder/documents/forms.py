@@ -16,7 +16,7 @@ class Form:
 
     `advice` says of text that does not match what to do about it, and `check` says what is wrong with text that
     does. With `digits`, a plain whole number counts as its text. `local` marks the name of a file that is relative to
-    the document: the text that stands before the name, mostly none.
+    the document: the text that stands before the name, mostly none; what matches `remote` is no name of a file.
     """
 
     pattern: str
@@ -25,6 +25,7 @@ class Form:
     check: Callable[[str], str | None] | None = None
     digits: bool = False
     local: str | None = None
+    remote: str | None = None
 
     def complaint(self, text: str) -> str | None:
         """What is wrong with the text, or None."""
@@ -32,6 +33,12 @@ class Form:
             advice = self.advice(text) if self.advice else None
             return f"expected {self.what}, found {quote(text)}{f': {advice}' if advice else ''}"
         return self.check(text) if self.check else None
+
+    def is_local(self, text: str) -> bool:
+        """Whether the text names a file relative to the document."""
+        if self.local is None or not text.startswith(self.local):
+            return False
+        return self.remote is None or not re.fullmatch(self.remote, text)
 
 
 @dataclass(frozen=True)

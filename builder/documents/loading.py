@@ -163,7 +163,7 @@ class _Loader:
             if isinstance(rule, Form):
                 if complaint := rule.complaint(text):
                     return self._bad(node, path, complaint)
-                if rule.local is not None and self._local and text.startswith(rule.local):
+                if self._local and rule.is_local(text):
                     text = self._local(text, node.mark)
         if plain is str:
             return text

@@ -10,6 +10,7 @@ from builder.documents.loading import convert
 from builder.profile.extends import Include, merge
 from builder.profile.forms import PYTHON_OF, Port
 from builder.profile.model import Base, File, Image, Profile, Publish, Python, Slim, Soci, Template
+from builder.profile.models import Model
 from builder.profile.starter import starter
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Include",
     "LoadedProfile",
     "Mode",
+    "Model",
     "Port",
     "Profile",
     "Publish",

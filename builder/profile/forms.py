@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from builder.documents import Choice, Form, quote
 from builder.oci import spec
@@ -151,6 +151,11 @@ Destination = Annotated[
         local="oci:",
     ),
 ]
+
+
+def bare_form(hint: Any) -> Form:
+    """The form of a type hint that has one."""
+    return next(rule for rule in hint.__metadata__ if isinstance(rule, Form))
 
 
 @dataclass(frozen=True, order=True, slots=True)

@@ -34,6 +34,7 @@ from builder.profile.forms import (
     User,
     ValueName,
 )
+from builder.profile.models import Model, models_are_told_apart
 
 _Complaints = Iterator[tuple[tuple[str | int, ...], str]]
 
@@ -194,6 +195,11 @@ class Publish:
         default=None,
         example="oci:out/app",
     )
+    models: Destination | None = field(
+        doc="The place that models are published to, such as `HOST/REPOSITORY`, where it is not that of the image; it has no tag.",
+        default=None,
+        example="localhost:5000/models",
+    )
 
 
 def _python_stands_on_debian(base: Base | None, python: Python | None) -> _Complaints:
@@ -230,8 +236,13 @@ def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
 class Profile:
     """What an image is made of and how it starts."""
 
-    later: ClassVar[tuple[str, ...]] = ("cuda", "models", "nix")
-    checks: ClassVar = (_python_stands_on_debian, _slim_needs_wheels, _templates_do_not_collide)
+    later: ClassVar[tuple[str, ...]] = ("cuda", "nix")
+    checks: ClassVar = (
+        _python_stands_on_debian,
+        _slim_needs_wheels,
+        _templates_do_not_collide,
+        models_are_told_apart,
+    )
 
     version: Literal[1] = field(name="profile", doc="The version of this language; each profile says it.", example=1)
     name: Name = field(doc="The name of the image, of its lock and of what is published.", example="sdxl-turbo")
@@ -258,14 +269,15 @@ class Profile:
         default_factory=dict,
         example={"port": 8080, "workers": 2},
     )
+    models: tuple[Model, ...] = field(doc="Models that are published beside the image.", default=())
     image: Image = field(doc="How a container starts.", default=Image())
     publish: Publish = field(doc="What is published.", default=Publish())
 
     @property
     def digest(self) -> Digest:
-        """The digest of what this profile asks for: comments, how it is split into files, and `publish.to` do not
-        count, because no byte of an image depends on them."""
-        plain = replace(self, extends=(), publish=replace(self.publish, to=None))
+        """The digest of what this profile asks for: comments, how it is split into files, `publish.to` and
+        `publish.models` do not count, because no byte of an image depends on them."""
+        plain = replace(self, extends=(), publish=replace(self.publish, to=None, models=None))
         document = dump(plain) | {"values": _ordered(self.values)}
         return Digest.of(spec.encode(document))
 
