@@ -296,7 +296,8 @@ def _model_problems(model: LockedModel) -> Iterator[str]:
     for listed in (model.files, model.converted):
         for path in _twice(file.path for file in listed):
             yield f"model {model.name}: {path!r} is locked twice"
-    for file in (*model.files, *model.converted, *([model.wheel] if model.wheel else [])):
+    files: list[LockedModelFile | LockedFile] = [*model.files, *model.converted]
+    for file in [*files, model.wheel] if model.wheel else files:
         if not _SHA256.fullmatch(file.sha256) or file.size < 0:
             yield f"model {model.name}: {file.path!r}: no sha256, or no size"
         if any(part in ("", ".", "..") for part in file.path.split("/")):
