@@ -62,7 +62,7 @@ def entries(
     tree = _Tree()
     for package in packages:
         for entry in package.entries:
-            for moved in _placed(entry, package):
+            for moved in placed(entry, package):
                 tree.add(moved, package)
     for package in packages:
         for entry in _record(package):
@@ -93,7 +93,7 @@ def _read(locked: LockedDeb, path: Path, spool_dir: Path) -> Deb:
     return package
 
 
-def _placed(entry: Entry, package: Deb) -> Iterator[Entry]:
+def placed(entry: Entry, package: Deb) -> Iterator[Entry]:
     """The entry at its place below /usr, or nothing if it stays out."""
     top, slash, _ = entry.path.partition("/")
     if top in _MERGED and entry.kind is Kind.SYMLINK and not slash:

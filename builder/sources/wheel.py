@@ -72,7 +72,7 @@ def install(path: Path, archive: str, name: str, version: str, python: str) -> W
         metadata = _Metadata(path, archive, members)
         _check_wheel_version(metadata.text(f"{dist_info}/WHEEL"), archive)
         recorded = _recorded(metadata.text(f"{dist_info}/RECORD"), dist_info, members, archive)
-        places = _Places(dist_info, python, archive)
+        places = Places(dist_info, python, archive)
         files = [
             _installed(member, *places.of(member.name), recorded[member.name], path, metadata, archive)
             for member in members.values()
@@ -183,8 +183,8 @@ def _recorded(
     return recorded
 
 
-class _Places:
-    """Where the members of a wheel belong in the image."""
+class Places:
+    """Where the members of a wheel belong in the image, by its `.dist-info` directory."""
 
     def __init__(self, dist_info: str, python: str, archive: str) -> None:
         stem = dist_info.removesuffix(".dist-info")
