@@ -1,15 +1,17 @@
-"""A copy of everything that belongs to an image: its index, all platforms, SOCI indexes, and whatever refers to them."""
+"""A copy of everything that belongs to an image: its index, all platforms, SOCI indexes, and whatever refers to them,
+by its subject or by its tag."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, TypeVar
 
 from builder.errors import BuilderError, HostileInputError
+from builder.oci.companions import companions
 from builder.oci.content import Source
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
@@ -18,6 +20,8 @@ from builder.parallel import Stop, for_each
 from builder.places.delivery import Blob, Delivered, Delivery, Document, Sink
 from builder.places.remote import Remote
 from builder.progress import Progress
+
+T = TypeVar("T")
 
 _MAX_DOCUMENTS = 10_000
 _MAX_BYTES = 64 << 20
@@ -62,7 +66,8 @@ def copy(
 
 
 def closure(source: Source, top: Descriptor, connections: int = 4, *, referrers: bool = True) -> Closure:
-    """Everything that `top` names, down to the layers, and everything that refers to any manifest of it, and so on.
+    """Everything that `top` names, down to the layers, and everything that refers to any manifest of it, and so on;
+    and what tags say that belongs to `top` and the manifests that it names.
 
     Only documents are read. Raises `HostileInputError` for one that is not what the specification says, or for too many.
     """
@@ -85,25 +90,51 @@ class _Walk:
     connections: int
     with_referrers: bool
     nodes: dict[Digest, _Node] = field(default_factory=dict)
+    tags: dict[Digest, list[str]] = field(default_factory=dict)
     size: int = 0
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, top: Descriptor) -> Closure:
-        generation: Mapping[Digest, Descriptor] = {top.digest: top}
-        while generation:
-            stop = Stop()
-            for error in for_each(self._read, generation.values(), self.connections, stop):
-                raise error
-            named = (
-                item for digest in generation for item in (*self.nodes[digest].children, *self.nodes[digest].referrers)
-            )
-            generation = {item.digest: item for item in named if item.digest not in self.nodes}
+        self._read_all([top])
+        if self.with_referrers:
+            images = list(_children_first(top.digest, self.nodes, set()))
+            self._for_each(self._find, [(digest, tag) for digest in images for tag in companions(digest)])
+            self._read_all([item for digest in images for item in self.nodes[digest].referrers])
         ordered = [self.nodes[digest] for digest in _ordered(top.digest, self.nodes)]
         blobs = {blob.digest: blob for node in ordered for blob in node.blobs if blob.digest not in self.nodes}
         largest_first = sorted(
             blobs.values(), key=lambda blob: -blob.size
         )  # so that the last to end is not the longest
-        return Closure(self.nodes[top.digest].document, tuple(node.document for node in ordered), tuple(largest_first))
+        documents = tuple(
+            replace(node.document, tag=tag)
+            for node in ordered
+            for tag in (*sorted(self.tags.get(node.document.descriptor.digest, ())),) or (None,)
+        )
+        return Closure(self.nodes[top.digest].document, documents, tuple(largest_first))
+
+    def _read_all(self, roots: Iterable[Descriptor]) -> None:
+        """Reads these documents and all that they lead to, of those that were not read yet."""
+        generation = {item.digest: item for item in roots if item.digest not in self.nodes}
+        while generation:
+            self._for_each(self._read, generation.values())
+            named = (
+                item for digest in generation for item in (*self.nodes[digest].children, *self.nodes[digest].referrers)
+            )
+            generation = {item.digest: item for item in named if item.digest not in self.nodes}
+
+    def _for_each(self, do: Callable[[T], None], items: Iterable[T]) -> None:
+        for error in for_each(do, items, self.connections, Stop()):
+            raise error
+
+    def _find(self, question: tuple[Digest, str]) -> None:
+        """What lies under the tag counts as one more that refers to the manifest."""
+        digest, tag = question
+        found = self.source.find(tag)
+        if found is not None:
+            with self.guard:
+                self.tags.setdefault(found.digest, []).append(tag)
+                node = self.nodes[digest]
+                node.referrers = (*node.referrers, replace(found, annotations={}))
 
     def _read(self, descriptor: Descriptor) -> None:
         data = self.source.manifest(descriptor)

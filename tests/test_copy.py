@@ -115,6 +115,34 @@ def test_a_copy_of_a_layout_is_the_same(tmp_path: Path) -> None:
     assert target.resolve("v1").digest == source.resolve("v1").digest
 
 
+@pytest.mark.parametrize("back", ["layout", "archive"])
+def test_what_belongs_to_an_image_by_its_tag(back: str, registry: str, tmp_path: Path) -> None:
+    """Signatures as cosign tags them: of the index and of a platform, one for two; once more, nothing moves."""
+    raw, top = family(tmp_path / "one")
+    inner = raw.json(top.digest)["manifests"][0]["digest"].partition(":")[2]
+    source = Layout(tmp_path / "one")
+    signature, attestation = image(raw, "signature"), image(raw, "attestation")
+    tags = {f"sha256-{top.digest.hex}.sig", f"sha256-{inner}.sig", f"sha256-{inner}.att"}
+    for tag in tags:
+        source.tag(tag, attestation if tag.endswith(".att") else signature)
+    source.tag(f"sha256-{'0' * 64}.sig", image(raw, "of another"))
+    name = Reference.parse(f"{registry}/signed/{back}")
+    repository = Remote(name, Client(), Keychain(), writing=True)
+    for moved in (18, 0):
+        done = copy(source, source.resolve(None), Sink("there", repository, ("v1",)), Silent())
+        assert done.count(Outcome.MOVED) == moved
+    assert {tag for tag in tags if repository.find(tag)} == tags
+    assert repository.find(f"sha256-{'0' * 64}.sig") is None
+    target: Layout | NewArchive = Layout(tmp_path / "two") if back == "layout" else NewArchive(tmp_path / "two")
+    copy(repository, repository.resolve("v1"), Sink("back", target, ("v1",)), Silent())
+    found = Layout(tmp_path / "two") if back == "layout" else Archive(tmp_path / "two")
+    assert found.resolve(None).digest == top.digest  # the tags of signatures name no image
+    assert {tag for tag in tags if found.find(tag)} == tags
+    alone = Layout(tmp_path / "alone")
+    copy(source, source.resolve("v1"), Sink("alone", alone, ("v1",)), Silent(), referrers=False)
+    assert not [tag for tag in tags if alone.find(tag)]
+
+
 def test_an_archive_depends_on_its_content_alone(tmp_path: Path) -> None:
     """Not on the way it was made, the order of arrival or the archive that was there; unchanged, it is not touched."""
     family(tmp_path / "one")

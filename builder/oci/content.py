@@ -29,6 +29,9 @@ class Source(Protocol):
     def resolve(self, reference: str | None) -> Descriptor:
         """What a tag, the text of a digest, or (None) the only or default one stands for."""
 
+    def find(self, tag: str) -> Descriptor | None:
+        """What a tag stands for; None if there is no such tag."""
+
     def manifest(self, descriptor: Descriptor) -> bytes:
         """The bytes of a manifest or index as they are stored, checked against digest, size and `MAX_MANIFEST`."""
 

@@ -148,6 +148,10 @@ class Layout:
         with Checked(file, descriptor, lambda why: self._damaged(descriptor.digest, why)) as stream:
             yield stream  # type: ignore[misc]
 
+    def find(self, tag: str) -> Descriptor | None:
+        """What a tag stands for; None if there is no such tag."""
+        return self._listing().find(tag)
+
     def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
         """The manifests listed in `index.json` whose subject is `digest`."""
         return self._listing().referrers(digest)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from builder.errors import BuilderError
+from builder.oci.companions import is_companion
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 
@@ -42,13 +43,19 @@ class Listing:
             raise LayoutError(f"{self.where}: no image is in it, or it is no OCI layout", hint="publish to it first")
         tagged = [entry for entry in self.entries if REF_NAME in entry.annotations]
         if reference is None:
-            found = tagged or [entry for entry in self.entries if subject(self.read(entry.digest) or b"") is None]
+            images = [entry for entry in tagged if not is_companion(entry.annotations[REF_NAME])]
+            found = images or [entry for entry in self.entries if subject(self.read(entry.digest) or b"") is None]
         else:
             found = [entry for entry in tagged if entry.annotations[REF_NAME] == reference]
         if len(found) != 1:
             names = ", ".join(sorted(entry.annotations[REF_NAME] for entry in tagged)) or "images without a tag"
             raise LayoutError(f"{self.where}: it holds {names}", hint=f"name one of them as {self.scheme}:TAG")
         return found[0]
+
+    def find(self, tag: str) -> Descriptor | None:
+        """What a tag stands for; None if there is no such tag, or more than one."""
+        found = [entry for entry in self.entries if entry.annotations.get(REF_NAME) == tag]
+        return found[0] if len(found) == 1 else None
 
     def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
         """The listed manifests whose subject is `digest`; one whose bytes are not there is left out."""

@@ -59,6 +59,10 @@ class Archive:
         """What a tag or a digest stands for (`Listing.resolve`)."""
         return self._listing().resolve(reference)
 
+    def find(self, tag: str) -> Descriptor | None:
+        """What a tag stands for; None if there is no such tag."""
+        return self._listing().find(tag)
+
     def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
         """The manifests listed in `index.json` whose subject is `digest`."""
         return self._listing().referrers(digest)

@@ -46,10 +46,11 @@ class Blob:
 
 @dataclass(frozen=True)
 class Document:
-    """A manifest or index that is to be delivered."""
+    """A manifest or index that is to be delivered, under a `tag` of its own if it has one (cosign's signatures)."""
 
     descriptor: Descriptor
     data: bytes
+    tag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Delivery:
         self._wait()
         for sink in self._sinks:
             for document in _missing(sink.target, documents, self._connections):
-                sink.target.put_manifest(document.descriptor, document.data)
+                sink.target.put_manifest(document.descriptor, document.data, document.tag)
         for sink in self._sinks:
             for tag in sink.tags:
                 sink.target.put_manifest(top.descriptor, top.data, tag)
@@ -237,19 +238,22 @@ def _missing(target: Target, documents: Sequence[Document], connections: int) ->
     if not isinstance(target, Remote):
         return list(documents)
     subjects = {document.descriptor.digest: subject(document.data) for document in documents}
-    there: set[Digest] = set()
+    there: set[tuple[Digest, str | None]] = set()
 
     def look_at(item: Document | Digest) -> None:
         if isinstance(item, Digest):
-            there.update(referrer.digest for referrer in target.referrers(item))
+            there.update((referrer.digest, None) for referrer in target.referrers(item))
+        elif item.tag is not None:
+            found = target.find(item.tag)
+            there.update([(found.digest, item.tag)] if found else [])
         elif target.has(item.descriptor):
-            there.add(item.descriptor.digest)
+            there.add((item.descriptor.digest, None))
 
-    plain = [document for document in documents if subjects[document.descriptor.digest] is None]
+    plain = [document for document in documents if document.tag or subjects[document.descriptor.digest] is None]
     questions: list[Document | Digest] = [*plain, *dict.fromkeys(filter(None, subjects.values()))]
     for error in for_each(look_at, questions, connections, Stop()):
         raise error
-    return [document for document in documents if document.descriptor.digest not in there]
+    return [document for document in documents if (document.descriptor.digest, document.tag) not in there]
 
 
 class _Counter:

@@ -83,6 +83,13 @@ class Repository:
         self._remember(descriptor.digest, data)
         return descriptor
 
+    def find(self, tag: str) -> Descriptor | None:
+        """What a tag stands for now; None if there is no such tag."""
+        try:
+            return self.resolve(tag)
+        except NotFoundError:
+            return None
+
     def manifest(self, descriptor: Descriptor) -> bytes:
         """The bytes of a manifest or index, checked."""
         if descriptor.size > MAX_MANIFEST:
