@@ -10,15 +10,12 @@ import ensurepip
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import watch
+from bench import buildkit, watch
 from bench.measurements import Row
 from bench.watch import Cost
 from bench.workplace import Workplace
@@ -30,14 +27,14 @@ _IMAGE = "application/vnd.oci.image.config.v1+json"
 def measure(work: Workplace, ours: Cost) -> list[Row]:
     """The peers that are here, and how many times as long they take as we do, `ours`."""
     soci = _soci()
-    buildkit = all(shutil.which(name) for name in ("buildkitd", "buildctl", "runc")) and os.geteuid() == 0
-    if not (soci or buildkit):
+    built = buildkit.is_here()
+    if not (soci or built):
         return []
     store, layout = work.store(), work.layout()
     work.publish(store, layout)
     manifest = manifest_of(layout)
     rows = []
-    if buildkit:
+    if built:
         rows.append(Row("peer: BuildKit, an OCI layout", _buildkit(work, layout, manifest)))
     if soci:
         image, converted = work.layout(), work.layout()
@@ -45,7 +42,7 @@ def measure(work: Workplace, ours: Cost) -> list[Row]:
         rows.append(Row(f"peer: {' '.join(soci[1])}", watch.run([*soci[0], str(image), str(converted)], os.environ)))
         work.remove(image, converted)
     work.remove(store, layout)
-    if not (buildkit and soci):  # half of the work compares with nothing
+    if not (built and soci):  # half of the work compares with nothing
         return rows
     wall, cpu = sum(row.cost.wall for row in rows), sum(row.cost.cpu for row in rows)
     note = f"{wall / ours.wall:.1f} x our time, {cpu / ours.cpu:.1f} x our CPU"
@@ -105,49 +102,12 @@ def _buildkit(work: Workplace, layout: Path, manifest: Mapping[str, Any]) -> Cos
         f"RUN --network=none --mount=type=bind,source=wheels,target=/wheels --mount=type=tmpfs,target=/tmp {run}\n"
         "ADD files.tar.gz /\n"
     )
-    with _buildkitd(work.layout()) as (address, daemon):
+    with buildkit.daemon(work.layout()) as daemon:
         output = work.layout()
-        begun = _cpu(daemon)
-        command = ["buildctl", "--addr", address, "build", "--frontend", "dockerfile.v0", "--progress", "plain"]
         local = ["--local", f"context={context}", "--local", f"dockerfile={context}"]
-        to = ["--output", f"type=oci,dest={output},tar=false,oci-mediatypes=true"]
-        cost = watch.run([*command, *local, *to], os.environ)
-        # The daemon does the work: its CPU, and that of the containers it has waited for, count.
-        cost = Cost(cost.wall, cost.cpu + _cpu(daemon) - begun)
+        cost = daemon.build([*local, "--output", f"type=oci,dest={output},tar=false,oci-mediatypes=true"], os.environ)
     work.remove(context, output)
     return cost
-
-
-@contextmanager
-def _buildkitd(root: Path) -> Iterator[tuple[str, int]]:
-    """A daemon with an empty cache; its address and process id."""
-    root.mkdir()
-    address = f"unix://{root}/socket"
-    options = ["--oci-worker=true", "--containerd-worker=false", "--oci-worker-snapshotter=overlayfs"]
-    with (root / "log").open("wb") as log:
-        daemon = subprocess.Popen(
-            ["buildkitd", "--root", str(root / "state"), "--addr", address, "--oci-worker-net=host", *options],
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            for _ in range(100):
-                if (root / "socket").exists() or daemon.poll() is not None:
-                    break
-                time.sleep(0.1)
-            else:
-                sys.exit("bench: buildkitd does not answer")
-            yield address, daemon.pid
-        finally:
-            daemon.terminate()
-            daemon.wait()
-            shutil.rmtree(root)
-
-
-def _cpu(pid: int) -> float:
-    """Seconds of CPU of a process and of the children it has waited for."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _document(layout: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:

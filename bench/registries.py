@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import watch
+from bench import buildkit, watch
 from bench.measurements import MB, Row, median
 from bench.pacing import way
 from bench.peers import manifest_of, plain
@@ -95,6 +95,10 @@ def pushes(bench: Bench, layout: Path, kind: str) -> list[Row]:
             with bench.registry(kind) as address:
                 command = [str(part) for part in tool.command(layout, f"{address}/bench:v1")]
                 costs[tool.name].append(watch.run(command, bench.env))
+        if buildkit.is_here():
+            with bench.registry(kind) as address, buildkit.daemon(bench.work.layout()) as daemon:
+                cost = daemon.push(layout, top_digest(layout), f"{address}/bench:v1", bench.env)
+                costs.setdefault("buildctl build, FROM it", []).append(cost)
     rows = []
     for name, found in costs.items():
         cost = median(found)
@@ -187,7 +191,7 @@ def main() -> None:
         parser.error(f"there is no command {arguments.build}: `make bench-registries` installs it")
     if not arguments.profile.is_file():
         parser.error(f"there is no profile {arguments.profile}")
-    kinds = arguments.registry or ["docker-registry"]
+    kinds = arguments.registry or ["docker-registry", "olareg"]
     for kind in kinds:
         if _program(kind) is None:
             parser.error(f"there is no {kind}, and it cannot be built")
@@ -213,7 +217,8 @@ def main() -> None:
             say("pulls")
             rows += pulls(bench, kinds[0])
     print(
-        f"{arguments.profile}, {size / MB:,.0f} MB in the registry, on {machine()}; CPU and memory of the client alone\n"
+        f"{arguments.profile}, {size / MB:,.0f} MB in the registry, on {machine()}; CPU and memory of the client alone, and of "
+        "BuildKit's daemon\n"
     )
     print(HEAD)
     print(*map(line, rows), sep="\n")

@@ -19,9 +19,9 @@ from builder.places.opening import open_sinks, open_source
 
 @click.command(
     help="Copy the image SRC to DST with everything that belongs to it: the index, all platforms, SOCI indexes, and what "
-    "refers to any of them (SBOMs, locks, signatures, also those under cosign's tags). Each is a registry `HOST/REPOSITORY[:TAG]`, an OCI layout "
-    "`oci:DIR[:TAG]` or an archive `oci-archive:FILE[:TAG]`. Digests stay as they are. It is complete, or an error; "
-    "done again it goes on. Without a tag, DST gets that of SRC. The digest is printed.",
+    "refers to any of them (SBOMs, locks, signatures, also those under cosign's tags). Each is a registry "
+    "`HOST/REPOSITORY[:TAG]`, an OCI layout `oci:DIR[:TAG]` or an archive `oci-archive:FILE[:TAG]`. Digests stay as they "
+    "are. It is complete, or an error; done again it goes on. Without a tag, DST gets that of SRC. The digest is printed.",
     epilog="Example: build copy localhost:5000/ocr:v1 oci-archive:ocr.tar:v1",
 )
 @click.argument("src")
