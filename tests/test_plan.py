@@ -74,7 +74,7 @@ LOCK = Lock(
         LockedLocal("/srv/link", "app/link", "0777", target="app.py"),
     ),
     (LockedTemplate("/srv/serve.sh", "serve.sh.j2", "0755", sha("template"), sha("text"), 20),),
-    Execution(entrypoint=("/srv/serve.sh",), env=(("A", "1"),)),
+    image=Execution(entrypoint=("/srv/serve.sh",), env=(("A", "1"),)),
 )
 
 
