@@ -238,7 +238,8 @@ def test_a_layer_without_compression(bench: Bench) -> None:
     [
         (b"", "empty"),
         (gzip.compress(b"no tar" * 500), "holds"),
-        (b"\x28\xb5\x2f\xfd" + bytes(100), "zstd"),
+        (b"\x28\xb5\x2f\xfd" + bytes(100), "cut off"),
+        (b"\x28\xb5\x2f\xfd" + b"\xff" * 100, "damaged"),
         (gzip.compress(b""), "two blocks"),
         (gzip.compress(bytes(1024))[:-3], "cut off"),
         (gzip.compress(bytes(1024)) + b"x", "cut off"),

@@ -31,8 +31,8 @@ class TocEntry:
 
     `name` ends in `/` for a directory. `offset` and `size` locate the content in the tar, in bytes
     (`size` is 0 for what has no content). `type` is `reg`, `dir`, `symlink`, `hardlink`, `char`,
-    `block` or `fifo`. `mode` holds the permission bits, `mtime` is in whole seconds since 1970. `pax` holds
-    the PAX records of the header.
+    `block` or `fifo`. `mode` holds the permission bits, `mtime` is in whole seconds since 1970, and `nanoseconds` are those
+    since then. `pax` holds the PAX records of the header. Bytes that are no UTF-8 are surrogates (PEP 383).
     """
 
     name: str
@@ -49,14 +49,17 @@ class TocEntry:
     devmajor: int = 0
     devminor: int = 0
     pax: tuple[tuple[str, str], ...] = ()
+    nanoseconds: int = 0
 
 
 @dataclass(frozen=True)
 class LayerSpans:
-    """Checkpoints and span digests of one gzip layer for one span size, windows in a file of their own.
+    """Checkpoints and span digests of one layer for one span size, windows in a file of their own.
 
     `digests[i]` is of the blob's bytes from checkpoint i (one byte earlier where its `bits` is not 0)
-    to the `in_offset` of checkpoint i+1; the last one reaches to the end of the blob.
+    to the `in_offset` of checkpoint i+1; the last one reaches to the end of the blob. `tar_size` reaches to the end of the
+    two blocks of zeros that end the archive, behind which more zeros may follow. In a layer that is no gzip (`plain`), spans
+    have equal lengths and there are no windows.
     """
 
     span_size: int
@@ -66,6 +69,7 @@ class LayerSpans:
     digests: tuple[Digest, ...]
     windows: Path
     toc: tuple[TocEntry, ...]
+    plain: bool = False
 
     def iter_windows(self) -> Iterator[bytes]:
         """The window of each checkpoint in turn; the first is zeros."""

@@ -1,4 +1,4 @@
-"""The tar inside of a layer's blob, read once and a piece at a time: gzip with any number of members, or no compression.
+"""The tar inside of a layer's blob, read once and a piece at a time: gzip with any number of members, zstd, or no compression.
 
 The blob is foreign: whatever it says of itself is checked, and memory does not grow with it. Inflating stops at every deflate
 block, so that a witness can compare the places where a ztoc says that inflating can begin.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Protocol
@@ -21,6 +22,8 @@ from builder.oci.digest import Digest
 _INPUT = 256 << 10
 _OUTPUT = 512 << 10
 _MAX_FIELD = 64 << 10
+_MAX_ZSTD_WINDOW = 27
+"""128 MiB, as the logarithm: what zstd itself allows a decoder unless it is asked for more."""
 _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 2, 4, 8, 16, 0xE0
 
 
@@ -45,11 +48,16 @@ class Witness(Protocol):
 
 @dataclass(frozen=True)
 class Figures:
-    """What a whole layer was found to be: size of its blob, digest and size of its tar."""
+    """What a whole layer was found to be: size of its blob, digest and size of its tar.
+
+    `archive_size` reaches to the end of the two blocks of zeros that end the archive, where a reader of tars stops; zeros may
+    follow. It is 0 where the tar was not read as one.
+    """
 
     blob_size: int
     diff_id: Digest
     tar_size: int
+    archive_size: int = 0
 
 
 class LayerStream:
@@ -72,6 +80,7 @@ class LayerStream:
         self._window_address = _address(self._window)
         self._at = WINDOW
         self._inflate: Inflate | None = None
+        self._zstd: Iterator[bytes] | None = None
         self._inside = False
         self._started = False
         self._done = False
@@ -89,6 +98,11 @@ class LayerStream:
             self._inflate = None
 
     @property
+    def compression(self) -> str:
+        """`gzip`, `zstd` or nothing, as the blob's first bytes say once `piece` was called."""
+        return "gzip" if self._inflate else "zstd" if self._zstd is not None else ""
+
+    @property
     def position(self) -> int:
         """Bytes of the blob that were inflated so far; an error is found near it."""
         return self._base + self._begin
@@ -102,6 +116,8 @@ class LayerStream:
         while not self._done and self._at == WINDOW:
             if self._inflate:
                 self._inflate_some(self._inflate)
+            elif self._zstd is not None:
+                self._decompress_some(self._zstd)
             else:
                 self._copy_some()
         found = self._window_view[WINDOW : self._at]
@@ -121,8 +137,8 @@ class LayerStream:
         magic = bytes(self._input_view[:4])
         if not self._end:
             raise LayerError("the blob is empty")
-        if magic[:4] == b"\x28\xb5\x2f\xfd":
-            raise LayerError("the blob is compressed with zstd, which this version does not read")
+        if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
+            self._zstd = self._decompressed()
         if magic[:2] == b"\x1f\x8b":
             self._inflate = Inflate(engine())
 
@@ -148,6 +164,40 @@ class LayerStream:
         self._window[self._at : self._at + count] = self._input_view[self._begin : self._begin + count]
         self._at += count
         self._begin += count
+
+    def _decompressed(self) -> Iterator[bytes]:
+        """What the frames of a zstd blob hold, in pieces that fit into the window."""
+        if sys.version_info >= (3, 14):  # few layers are compressed with it
+            from compression import zstd
+        else:
+            from backports import zstd
+        options = {int(zstd.DecompressionParameter.window_log_max): _MAX_ZSTD_WINDOW}
+        decompressor = zstd.ZstdDecompressor(options=options)
+        try:
+            while rest := decompressor.unused_data or self._rest():
+                decompressor = zstd.ZstdDecompressor(options=options)
+                while not decompressor.eof:
+                    if not rest and decompressor.needs_input and not (rest := self._rest()):
+                        raise LayerError("the compressed data is cut off")
+                    data, rest = decompressor.decompress(rest, _OUTPUT), b""
+                    if data:
+                        yield data
+        except zstd.ZstdError as error:
+            raise LayerError(f"the compressed data is damaged near byte {self.position}: {error}") from error
+
+    def _rest(self) -> bytes:
+        """The next bytes of the blob, none at its end."""
+        if self._begin == self._end and not self._fill():
+            return b""
+        data = bytes(self._input_view[self._begin : self._end])
+        self._begin = self._end
+        return data
+
+    def _decompress_some(self, zstd: Iterator[bytes]) -> None:
+        data = next(zstd, b"")
+        self._done = not data
+        self._window[self._at : self._at + len(data)] = data
+        self._at += len(data)
 
     def _inflate_some(self, inflate: Inflate) -> None:
         """Inflates until the window is full or the blob ends."""

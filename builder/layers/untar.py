@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import BinaryIO
 
@@ -44,7 +44,8 @@ class Found:
 class TarReader:
     """The members of a layer in order. A context manager; `next` until it gives None, then `figures`.
 
-    Raises `LayerError` where the blob or its tar is damaged, contradicts itself or is of a kind that no layer may be.
+    `has_global_header` says whether a pax header for all members was passed over: other readers take it for a member. Raises
+    `LayerError` where the blob or its tar is damaged, contradicts itself or is of a kind that no layer may be.
     """
 
     def __init__(self, blob: BinaryIO, witness: Witness | None = None) -> None:
@@ -56,6 +57,8 @@ class TarReader:
         self._padding = 0
         self._count = 0
         self._ended = False
+        self._archive_size = 0
+        self.has_global_header = False
 
     def __enter__(self) -> TarReader:
         return self
@@ -67,6 +70,11 @@ class TarReader:
     def position(self) -> int:
         """Bytes of the tar that were given out."""
         return self._position
+
+    @property
+    def compression(self) -> str:
+        """`gzip`, `zstd` or nothing, once `next` was called."""
+        return self._stream.compression
 
     @property
     def blob_position(self) -> int:
@@ -100,7 +108,9 @@ class TarReader:
             header += data + self._exactly(-size % BLOCK)
             if kind == b"x":
                 special = {key: value for key, value in special.items() if key.startswith("\0")} | self._pax(data)
-            elif kind != b"g":
+            elif kind == b"g":
+                self.has_global_header = True
+            else:
                 special["\0path" if kind == b"L" else "\0linkpath"] = _text(data)
 
     def content(self) -> Iterator[memoryview]:
@@ -116,7 +126,7 @@ class TarReader:
 
     def figures(self) -> Figures:
         """What the layer was, once `next` has given None."""
-        return self._stream.figures()
+        return replace(self._stream.figures(), archive_size=self._archive_size)
 
     def _member(self, block: bytes, special: Mapping[str, str], header: bytes) -> Found:
         self._count += 1
@@ -125,7 +135,7 @@ class TarReader:
         pax = {key: value for key, value in special.items() if not key.startswith("\0")}
         if any(key.startswith("GNU.sparse.") for key in pax) or block[156:157] == b"S":
             raise LayerError(f"the member at byte {self._position - BLOCK} of the tar is a sparse file")
-        name = pax.get("path") or special.get("\0path") or _name(block)
+        name = special.get("\0path") or pax.get("path") or _name(block)
         type_ = _TYPES.get(block[156:157])
         if type_ is None:
             raise LayerError(f"the member at byte {self._position - BLOCK} of the tar has the type {block[156:157]!r}")
@@ -136,22 +146,24 @@ class TarReader:
             raise LayerError(f"the member at byte {self._position - BLOCK} of the tar has the size {size}")
         self._left = size if type_ == "reg" else 0
         self._padding = -self._left % BLOCK
-        ustar = block[257:262] == b"ustar"
+        ustar = block[257:263] == b"ustar\0" or block[257:265] == b"ustar  \0"
+        seconds, nanoseconds = self._time(pax, block)
         entry = TocEntry(
             name=name,
             type=type_,
             offset=self._position,
-            size=self._left,
-            linkname=pax.get("linkpath") or special.get("\0linkpath") or _text(block[157:257]),
+            size=size,
+            linkname=special.get("\0linkpath") or pax.get("linkpath") or _text(block[157:257]),
             mode=self._octal(block[100:108]),
             uid=self._number(pax, "uid", block[108:116]),
             gid=self._number(pax, "gid", block[116:124]),
             uname=pax.get("uname") or (_text(block[265:297]) if ustar else ""),
             gname=pax.get("gname") or (_text(block[297:329]) if ustar else ""),
-            mtime=self._time(pax, block),
-            devmajor=self._octal(block[329:337]) if ustar and type_ in ("char", "block") else 0,
-            devminor=self._octal(block[337:345]) if ustar and type_ in ("char", "block") else 0,
+            mtime=seconds,
+            devmajor=self._octal(block[329:337]) if ustar else 0,
+            devminor=self._octal(block[337:345]) if ustar else 0,
             pax=tuple(sorted(pax.items())),
+            nanoseconds=nanoseconds,
         )
         return Found(entry, header)
 
@@ -174,21 +186,25 @@ class TarReader:
             raise LayerError(f"the pax record {key} before byte {self._position} of the tar is no number")
         return int(text)
 
-    def _time(self, pax: Mapping[str, str], block: bytes) -> int:
+    def _time(self, pax: Mapping[str, str], block: bytes) -> tuple[int, int]:
+        """Seconds since 1970, and the nanoseconds after them."""
         text = pax.get("mtime")
         if not text:
-            return self._octal(block[136:148])
+            return self._octal(block[136:148]), 0
         if not _PAX_TIME.fullmatch(text):
             raise LayerError(f"the pax record mtime before byte {self._position} of the tar is no time")
         whole, _, fraction = text.partition(".")
-        return int(whole) - (text.startswith("-") and fraction.strip("0") != "")
+        nanoseconds = int(fraction[:9].ljust(9, "0"))
+        if text.startswith("-") and nanoseconds:
+            return int(whole) - 1, 1_000_000_000 - nanoseconds
+        return int(whole), nanoseconds
 
     def _octal(self, field: bytes) -> int:
         """A number of a header: octal digits, or GNU's base 256."""
         if field[0] & 0x80:
             value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
             return value - (1 << (8 * len(field) - 1)) if field[0] & 0x40 else value
-        text = field.strip(b" \0")
+        text = field.strip(b" \0").partition(b"\0")[0]
         try:
             return int(text, 8) if text else 0
         except ValueError as error:
@@ -211,6 +227,7 @@ class TarReader:
         """The end of the archive: two blocks of zeros, and nothing but zeros behind."""
         if not whole or self._exactly(BLOCK, may_end=True) not in (b"", _ZERO):
             raise LayerError("the tar does not end in two blocks of zeros")
+        self._archive_size = self._position
         while piece := self._some(1 << 20):
             if any(bytes(piece)):
                 raise LayerError(f"bytes follow the end of the tar, before its byte {self._position}")

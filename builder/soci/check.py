@@ -115,11 +115,12 @@ class ZtocCheck:
     def finish(self, found: Figures) -> None:
         """The layer was read to its end."""
         self._span_ends()
+        self._next = len(self._ztoc.checkpoints) if self._ztoc.plain else self._next
         for number in range(self._next, len(self._ztoc.checkpoints)):
             self._misplaced(number)
         for what, listed, real in (
             ("blob", self._ztoc.blob_size, found.blob_size),
-            ("tar", self._ztoc.tar_size, found.tar_size),
+            ("tar", self._ztoc.tar_size, found.archive_size),
         ):
             if listed != real:
                 self._add(Wrong.SIZE, f"it says that the {what} has {listed} bytes; it has {real}")

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_SIZE = {"O": 4, "I": 4, "i": 4, "q": 8}
+_SIZE = {"O": 4, "I": 4, "b": 1, "i": 4, "q": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,13 @@ class Builder:
         self._parts.append(Hole(length))
         self.offset += length
         return self.prepend(length.to_bytes(4, "little"))
+
+    def blob(self, data: bytes) -> int:
+        """A vector of bytes."""
+        self._align(4, len(data))
+        self._parts.append(data)
+        self.offset += len(data)
+        return self.prepend(len(data).to_bytes(4, "little"))
 
     def vector(self, targets: Sequence[int]) -> int:
         """A vector of offsets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ _CHECKPOINT = struct.Struct("<qqB")
 _BLOB_HEAD = struct.Struct("<iq")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TEXT = 1 << 20
+_FRACTION = re.compile(r"\.([0-9]{1,9})(?=[Z+-])")
+_GZIP, _PLAIN = 1, 2
+_MAX_PLAIN = 256
+_MAX_SPANS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,10 @@ class ZtocFigures:
 
 @dataclass(frozen=True)
 class Ztoc:
-    """A ztoc of a gzip layer: what it says of the layer, its checkpoints in the order of the blob, the digest of each span.
+    """A ztoc: what it says of the layer, its checkpoints in the order of the blob, the digest of each span.
 
-    Windows and the table of contents stay in the bytes until they are asked for.
+    Windows and the table of contents stay in the bytes until they are asked for. Of a layer that is not compressed (`plain`)
+    there are no windows, and its checkpoints follow from its size.
     """
 
     version: str
@@ -44,6 +50,7 @@ class Ztoc:
     _data: bytes | mmap
     _windows: int
     _toc: int
+    plain: bool = False
 
     def window(self, number: int) -> bytes:
         """The window of a checkpoint."""
@@ -75,26 +82,26 @@ def figures(data: bytes) -> ZtocFigures:
 
 
 def decode(data: bytes | mmap) -> Ztoc:
-    """A serialised ztoc; raises ValueError where the bytes are none of a gzip layer, or contradict themselves."""
+    """A serialised ztoc; raises ValueError where the bytes are none, or contradict themselves."""
     buffer = _Buffer(data)
     with _explained():
         root = buffer.follow(0)
         compression = buffer.table(root, 5)
-        if buffer.number(compression, 0, "b"):
-            raise ValueError("not a ztoc of a gzip layer")
+        algorithm = buffer.number(compression, 0, "b")
+        if algorithm not in (0, _GZIP, _PLAIN):
+            raise ValueError("a ztoc of a layer that is neither gzip nor uncompressed")
         blob_size, tar_size = buffer.number(root, 2, "q"), buffer.number(root, 3, "q")
         at, length = buffer.vector(compression, 3, 1)
-        count, span_size = _BLOB_HEAD.unpack_from(data, at)
-        windows = at + _BLOB_HEAD.size
-        if count < 1 or length != _BLOB_HEAD.size + count * (_CHECKPOINT.size + WINDOW):
-            raise ValueError("not a ztoc: its checkpoints do not have the length that their number asks for")
+        if algorithm == _PLAIN:
+            span_size = _plain_span_size(bytes(data[at : at + min(length, _MAX_PLAIN)]), blob_size)
+            checkpoints = tuple(Checkpoint(place, place, 0) for place in range(0, blob_size, span_size))
+            windows = 0
+        else:
+            span_size, windows, checkpoints = _checkpoints(data, at, length)
+            _check_order(checkpoints, blob_size, tar_size, span_size)
+        count = len(checkpoints)
         if buffer.number(compression, 1, "i") != count - 1:
             raise ValueError("the ztoc counts its spans in two ways")
-        checkpoints = tuple(
-            Checkpoint(*_CHECKPOINT.unpack_from(data, windows + number * (_CHECKPOINT.size + WINDOW)))
-            for number in range(count)
-        )
-        _check_order(checkpoints, blob_size, tar_size, span_size)
         digests = _digests(buffer, compression)
         if len(digests) != count:
             raise ValueError(f"the ztoc has {count} checkpoints and {len(digests)} digests of spans")
@@ -112,7 +119,31 @@ def decode(data: bytes | mmap) -> Ztoc:
             data,
             windows,
             place,
+            algorithm == _PLAIN,
         )
+
+
+def _checkpoints(data: bytes | mmap, at: int, length: int) -> tuple[int, int, tuple[Checkpoint, ...]]:
+    """The size of spans, where the windows are, and the checkpoints of a gzip layer."""
+    count, span_size = _BLOB_HEAD.unpack_from(data, at)
+    windows = at + _BLOB_HEAD.size
+    if count < 1 or length != _BLOB_HEAD.size + count * (_CHECKPOINT.size + WINDOW):
+        raise ValueError("not a ztoc: its checkpoints do not have the length that their number asks for")
+    checkpoints = tuple(
+        Checkpoint(*_CHECKPOINT.unpack_from(data, windows + number * (_CHECKPOINT.size + WINDOW)))
+        for number in range(count)
+    )
+    return span_size, windows, checkpoints
+
+
+def _plain_span_size(data: bytes, blob_size: int) -> int:
+    """The size of spans of a layer that is not compressed (zinfo.fbs)."""
+    buffer = _Buffer(data)
+    root = buffer.follow(0)
+    span_size, size = buffer.number(root, 1, "q"), buffer.number(root, 2, "q")
+    if size != blob_size or size < 1 or span_size < 1 or size // span_size > _MAX_SPANS:
+        raise ValueError(f"the ztoc says that the layer of {blob_size} bytes has {size}, in spans of {span_size}")
+    return span_size
 
 
 def _check_order(checkpoints: tuple[Checkpoint, ...], blob_size: int, tar_size: int, span_size: int) -> None:
@@ -136,6 +167,7 @@ def _digests(buffer: _Buffer, compression: int) -> tuple[Digest, ...]:
 
 
 def _entry(buffer: _Buffer, table: int) -> TocEntry:
+    seconds, nanoseconds = _time(buffer.string(table, 10))
     return TocEntry(
         name=buffer.string(table, 0),
         type=buffer.string(table, 1),
@@ -147,10 +179,11 @@ def _entry(buffer: _Buffer, table: int) -> TocEntry:
         gid=buffer.number(table, 7, "I"),
         uname=buffer.string(table, 8),
         gname=buffer.string(table, 9),
-        mtime=_seconds(buffer.string(table, 10)),
+        mtime=seconds,
         devmajor=buffer.number(table, 11, "q"),
         devminor=buffer.number(table, 12, "q"),
         pax=_pax(buffer, table),
+        nanoseconds=nanoseconds,
     )
 
 
@@ -162,12 +195,13 @@ def _pax(buffer: _Buffer, table: int) -> tuple[tuple[str, str], ...]:
     return tuple((buffer.string(record, 0), buffer.string(record, 1)) for record in tables)
 
 
-def _seconds(text: str) -> int:
-    """Whole seconds since 1970 of a time in RFC 3339."""
-    time = datetime.fromisoformat(text)
+def _time(text: str) -> tuple[int, int]:
+    """Seconds since 1970, and nanoseconds after them, of a time in RFC 3339."""
+    match = _FRACTION.search(text)
+    time = datetime.fromisoformat(text[: match.start()] + text[match.end() :] if match else text)
     if time.tzinfo is None:
         raise ValueError(f"not a time of RFC 3339: {text!r}")
-    return (time - _EPOCH) // (datetime.resolution * 1_000_000)
+    return (time - _EPOCH) // (datetime.resolution * 1_000_000), int(match[1].ljust(9, "0")) if match else 0
 
 
 class _Buffer:

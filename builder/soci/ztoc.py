@@ -30,8 +30,11 @@ _EPOCH = datetime(1970, 1, 1)
 _XATTR = Schema((0, "O"), (1, "O"))
 _FILE = Schema(*enumerate("OOqqOqIIOOOqqO"))
 _TOC = Schema((0, "O"))
-_COMPRESSION = Schema((1, "i"), (2, "O"), (3, "O"))  # slot 0 is the algorithm, gzip by default
+_COMPRESSION = Schema((1, "i"), (2, "O"), (3, "O"), (0, "b"))  # slot 0 is the algorithm, gzip by default
 _ZTOC = Schema((0, "O"), (1, "O"), (4, "O"), (2, "q"), (3, "q"), (5, "O"))
+
+_PLAIN_SPANS = Schema((0, "i"), (1, "q"), (2, "q"))
+_PLAIN, _PLAIN_VERSION = 2, 2
 
 _BLOB_HEAD = struct.Struct("<iq")
 _CHECKPOINT = struct.Struct("<qqB")
@@ -86,11 +89,11 @@ _EMPTY = 4  # bytes of an empty vector
 
 def _files(builder: Builder, toc: Sequence[TocEntry]) -> list[int]:
     """The tables of the entries, the last one first as the real tool does; their offsets in the order of `toc`."""
-    known: dict[tuple[str, str, str, str, int], _Strings] = {}
+    known: dict[tuple[str, str, str, str, int, int], _Strings] = {}
     offsets = []
     for entry in reversed(toc):
-        name = builder.string(entry.name.encode())
-        key = (entry.type, entry.linkname, entry.uname, entry.gname, entry.mtime)
+        name = builder.string(_bytes(entry.name))
+        key = (entry.type, entry.linkname, entry.uname, entry.gname, entry.mtime, entry.nanoseconds)
         strings = known.get(key)
         if strings is None:
             strings = known[key] = _strings(*key)
@@ -122,9 +125,9 @@ def _files(builder: Builder, toc: Sequence[TocEntry]) -> list[int]:
     return offsets
 
 
-def _strings(type_: str, linkname: str, uname: str, gname: str, mtime: int) -> _Strings:
+def _strings(type_: str, linkname: str, uname: str, gname: str, mtime: int, nanoseconds: int) -> _Strings:
     builder = Builder()
-    places = [builder.string(text.encode()) for text in (type_, linkname, uname, gname, _time(mtime))]
+    places = [builder.string(_bytes(text)) for text in (type_, linkname, uname, gname, _time(mtime, nanoseconds))]
     places.append(builder.vector(()))
     return _Strings(b"".join(part for part in builder.parts() if isinstance(part, bytes)), tuple(places))
 
@@ -132,21 +135,41 @@ def _strings(type_: str, linkname: str, uname: str, gname: str, mtime: int) -> _
 def _records(builder: Builder, pax: Iterable[tuple[str, str]]) -> int:
     """The PAX records of an entry, sorted by key; a key that is given twice counts as it was given last."""
     tables = []
-    for key, value in sorted((key.encode(), value.encode()) for key, value in dict(pax).items()):
+    for key, value in sorted((_bytes(key), _bytes(value)) for key, value in dict(pax).items()):
         place = builder.string(key)
         tables.append(builder.table(_XATTR, (place, builder.string(value))))
     return builder.vector(tables)
 
 
 def _compression(builder: Builder, spans: LayerSpans) -> int:
-    checkpoints = builder.hole(_BLOB_HEAD.size + len(spans.checkpoints) * (_CHECKPOINT.size + WINDOW))
+    if spans.plain:
+        checkpoints = _plain_spans(builder, spans)
+    else:
+        checkpoints = builder.hole(_BLOB_HEAD.size + len(spans.checkpoints) * (_CHECKPOINT.size + WINDOW))
     digests = builder.vector([builder.string(str(digest).encode()) for digest in spans.digests])
-    return builder.table(_COMPRESSION, (len(spans.checkpoints) - 1, digests, checkpoints))
+    algorithm = _PLAIN if spans.plain else 0
+    return builder.table(_COMPRESSION, (len(spans.digests) - 1, digests, checkpoints, algorithm))
 
 
-def _time(seconds: int) -> str:
-    """RFC 3339 in UTC, as Go's time.Time writes whole seconds."""
-    return f"{(_EPOCH + timedelta(seconds=seconds)).isoformat()}Z"
+def _plain_spans(builder: Builder, spans: LayerSpans) -> int:
+    """What stands for checkpoints where nothing is compressed: flatbuffers inside of flatbuffers (zinfo.fbs)."""
+    inner = Builder()
+    root = inner.table(_PLAIN_SPANS, (_PLAIN_VERSION, spans.span_size, spans.blob_size))
+    return builder.blob(b"".join(part for part in inner.finish(root) if isinstance(part, bytes)))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _time(seconds: int, nanoseconds: int) -> str:
+    """RFC 3339 in UTC, as Go's time.Time writes it; nothing where the year has not four digits, as there."""
+    try:
+        moment = _EPOCH + timedelta(seconds=seconds)
+    except OverflowError:
+        return ""
+    fraction = f".{nanoseconds:09}".rstrip("0") if nanoseconds else ""
+    return f"{moment.isoformat()}{fraction}Z"
 
 
 def _chunks(parts: Iterable[Part], spans: LayerSpans) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 // The peer of Layerwright's SOCI code: the soci-snapshotter module itself, asked for the same things.
 //
 //	soci-peer ztoc [-span-size N] LAYER                 the marshalled ztoc of a gzip layer, on stdout
-//	soci-peer ztocs [-span-size N] OUTDIR LAYER…        the same for many layers: OUTDIR/<name of the layer's file>
+//	soci-peer ztocs [-span-size N] [-compression C] OUTDIR LAYER…  the same for many layers: OUTDIR/<name of the layer's file>
 //	soci-peer marshal OUTDIR <JSON                      marshals described ztocs: OUTDIR/0, OUTDIR/1, …
 //	soci-peer check ZTOC LAYER                          reads a layer back through a ztoc, span by span
 //	soci-peer convert [flags] LAYOUT_IN LAYOUT_OUT      what `soci convert --standalone --format oci-dir` does

@@ -33,19 +33,20 @@ func ztocCommand(arguments []string) error {
 			return err
 		}
 	}
-	return build(files[0], *span, os.Stdout)
+	return build(files[0], *span, compression.Gzip, os.Stdout)
 }
 
 func ztocsCommand(arguments []string) error {
 	flags := flag.NewFlagSet("ztocs", flag.ContinueOnError)
 	span := flags.Int64("span-size", spanSize, "bytes of tar between two checkpoints")
+	algorithm := flags.String("compression", compression.Gzip, "gzip or uncompressed")
 	files, err := flagged(flags, arguments, 2)
 	if err != nil {
 		return err
 	}
 	for _, layer := range files[1:] {
 		if err := written(filepath.Join(files[0], filepath.Base(layer)), func(out io.Writer) error {
-			return build(layer, *span, out)
+			return build(layer, *span, *algorithm, out)
 		}); err != nil {
 			return fmt.Errorf("%s: %w", layer, err)
 		}
@@ -53,8 +54,8 @@ func ztocsCommand(arguments []string) error {
 	return nil
 }
 
-func build(layer string, span int64, out io.Writer) error {
-	built, err := ztoc.NewBuilder(buildTool).BuildZtoc(layer, span)
+func build(layer string, span int64, algorithm string, out io.Writer) error {
+	built, err := ztoc.NewBuilder(buildTool).BuildZtoc(layer, span, ztoc.WithCompression(algorithm))
 	if err != nil {
 		return err
 	}
