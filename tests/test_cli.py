@@ -24,9 +24,15 @@ from world import BUILD, PROFILE, Done, Real, World, run, write_project
 from builder import __version__
 from builder import lock as locks
 from builder.cli.main import VERBS, cli
+from builder.cli.model import VERBS as MODEL_VERBS
 from builder.oci.digest import Digest
 
-COMMANDS = [*([verb] for verb in VERBS), ["cache", "info"], ["cache", "gc"]]
+COMMANDS = [
+    *([verb] for verb in VERBS),
+    ["cache", "info"],
+    ["cache", "gc"],
+    *(["model", verb] for verb in MODEL_VERBS),
+]
 ESCAPE = "\x1b["
 
 
@@ -40,8 +46,14 @@ def command_of(words: Sequence[str]) -> click.Command:
     module, _, attribute = VERBS[words[0]].partition(":")
     found: click.Command = getattr(importlib.import_module(module), attribute)
     for word in words[1:]:
-        assert isinstance(found, click.Group)
-        found = found.commands[word]
+        found = below(found, word)
+    return found
+
+
+def below(group: click.Command, verb: str) -> click.Command:
+    assert isinstance(group, click.Group)
+    found = group.get_command(click.Context(group), verb)
+    assert found
     return found
 
 
@@ -56,7 +68,7 @@ def test_every_command_explains_itself_with_an_example_that_can_be_typed(words: 
         assert program == "build"
         command: click.Command = cli
         while isinstance(command, click.Group) and arguments:
-            command = command_of([*arguments[:1]]) if command is cli else command.commands[arguments[0]]
+            command = below(command, arguments[0])
             arguments = arguments[1:]
         command.make_context("build", arguments, resilient_parsing=True)
     assert all(len(line) <= 110 for line in done.out.splitlines())

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -24,6 +25,7 @@ VERBS = {
     "verify": "builder.cli.verify:verify",
     "diff": "builder.cli.diff:diff",
     "copy": "builder.cli.copy:copy",
+    "model": "builder.cli.model:model",
     "login": "builder.cli.login:login",
     "logout": "builder.cli.login:logout",
     "schema": "builder.cli.schema:schema",
@@ -43,6 +45,7 @@ _SUMMARIES = {
     "verify": "Verify a published image, rebuilding it.",
     "diff": "Show what differs between two images.",
     "copy": "Copy an image with all that belongs to it.",
+    "model": "Publish models, pull them, look into them.",
     "login": "Store credentials for a registry.",
     "logout": "Forget credentials for a registry.",
     "schema": "Print the JSON Schema of profiles.",
@@ -52,37 +55,43 @@ _SUMMARIES = {
 }
 
 
-class _Verbs(click.Group):
-    """Imports a verb only when it is used, so that `--help` is there at once."""
+class Verbs(click.Group):
+    """A group that imports a verb only when it is used, so that `--help` is there at once.
+
+    `verbs` gives each verb's command as `module:attribute`, `summaries` its line in the list of commands.
+    """
+
+    verbs: Mapping[str, str] = VERBS
+    summaries: Mapping[str, str] = _SUMMARIES
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in self.verbs:
             return None
-        module, _, attribute = VERBS[cmd_name].partition(":")
+        module, _, attribute = self.verbs[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, _SUMMARIES[name]) for name in VERBS])
+            formatter.write_dl([(name, self.summaries[name]) for name in self.verbs])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
+        if args and args[0] not in self.verbs and not args[0].startswith("-"):
             import difflib  # takes long to import, and few need it
 
-            near = difflib.get_close_matches(args[0], VERBS, 1)
+            near = difflib.get_close_matches(args[0], self.verbs, 1)
             advice = f" Did you mean {near[0]}?" if near else ""
             raise click.UsageError(f"There is no command {args[0]!r}.{advice}", ctx)
         return super().resolve_command(ctx, args)
 
 
 @click.command(
-    cls=_Verbs,
+    cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Example: build publish profiles/ocr.yaml",
 )

@@ -41,6 +41,9 @@ class Source(Protocol):
     def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
         """The manifests whose subject is `digest`, with their artifact types and annotations."""
 
+    def tags(self) -> tuple[str, ...]:
+        """The names of all tags."""
+
 
 class Target(Protocol):
     """Something that images can be written to. Shared by threads."""

@@ -156,6 +156,10 @@ class Layout:
         """The manifests listed in `index.json` whose subject is `digest`."""
         return self._listing().referrers(digest)
 
+    def tags(self) -> tuple[str, ...]:
+        """The names of all tags."""
+        return self._listing().tags
+
     def tag(self, tag: str, descriptor: Descriptor) -> None:
         """Points `tag` at a manifest or index that the layout already holds; other tags stay.
 

@@ -57,6 +57,11 @@ class Listing:
         found = [entry for entry in self.entries if entry.annotations.get(REF_NAME) == tag]
         return found[0] if len(found) == 1 else None
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The names of all tags, each once, sorted."""
+        return tuple(sorted({entry.annotations[REF_NAME] for entry in self.entries if REF_NAME in entry.annotations}))
+
     def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
         """The listed manifests whose subject is `digest`; one whose bytes are not there is left out."""
         found = {}

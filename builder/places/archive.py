@@ -67,6 +67,10 @@ class Archive:
         """The manifests listed in `index.json` whose subject is `digest`."""
         return self._listing().referrers(digest)
 
+    def tags(self) -> tuple[str, ...]:
+        """The names of all tags."""
+        return self._listing().tags
+
     def manifest(self, descriptor: Descriptor) -> bytes:
         """The bytes of a manifest or index, checked."""
         data = self._manifest(descriptor.digest)

@@ -1,0 +1,37 @@
+"""`build model`: models as artifacts of their own, with a profile and without one; a verb a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import click
+
+from builder.cli.main import Verbs
+
+VERBS = {
+    "list": "builder.cli.model.list:list_models",
+    "inspect": "builder.cli.model.inspect:inspect",
+    "diff": "builder.cli.model.diff:diff",
+}
+"""Each verb and the command that does it, imported when it is asked for."""
+
+_SUMMARIES = {
+    "list": "Show which models a place holds.",
+    "inspect": "Show the files and tensors of a published model.",
+    "diff": "Show what differs between two models.",
+}
+
+
+class _ModelVerbs(Verbs):
+    verbs: Mapping[str, str] = VERBS
+    summaries: Mapping[str, str] = _SUMMARIES
+
+
+@click.group(
+    cls=_ModelVerbs,
+    help="Models as artifacts of their own, in registries `HOST/REPOSITORY[:TAG]`, OCI layouts `oci:DIR[:TAG]` and archives "
+    "`oci-archive:FILE[:TAG]`: published as CNCF ModelPack, one file a layer, and read by the file or by the tensor.",
+    epilog="Example: build model inspect oci:out/models:bert",
+)
+def model() -> None:
+    """The group; its verbs are files beside this one."""
