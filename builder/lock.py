@@ -22,6 +22,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _MODE = re.compile(r"0[0-7]{3,4}")
+_RELEASE = re.compile(r"[1-9]\d{0,3}\.\d{1,4}\.\d{1,4}(\.\d{1,4})?")
+_PYTHON = re.compile(r"3\.\d{1,2}")
 _WHEEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*\.whl")
 
 FORMAT = 1
@@ -101,12 +103,34 @@ class LockedPython:
 
 
 @dataclass(frozen=True)
+class LockedCuda:
+    """The CUDA part of one platform.
+
+    `version` is the release of the table (`13.2.2`), `flavour` what it is composed of, never `auto`; `request` is the
+    digest of what was asked for. Where there is no Python, `wheels` are what CUDA is made of and `python` is the version
+    `3.N` in the name of the folder that they are in; else both are empty.
+    """
+
+    version: str
+    flavour: str
+    request: str
+    python: str = ""
+    wheels: tuple[LockedWheel, ...] = ()
+
+
+@dataclass(frozen=True)
 class LockedPlatform:
     """All inputs of one platform."""
 
     platform: Platform
     debian: LockedDebian | None = None
     python: LockedPython | None = None
+    cuda: LockedCuda | None = None
+
+    @property
+    def wheels(self) -> tuple[LockedWheel, ...]:
+        """All wheels, of Python or of CUDA alone."""
+        return self.python.wheels if self.python else self.cuda.wheels if self.cuda else ()
 
 
 @dataclass(frozen=True, order=True)
@@ -271,7 +295,7 @@ def _problems(lock: Lock) -> Iterator[str]:
 
 def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
     debs = platform.debian.packages if platform.debian else ()
-    wheels = platform.python.wheels if platform.python else ()
+    wheels = platform.wheels
     for name in (*_twice(deb.name for deb in debs), *_twice(wheel.name for wheel in wheels)):
         yield f"{path}: {name} is there twice"
     for name, file in [(deb.name, deb.file) for deb in debs] + [(wheel.name, wheel.file) for wheel in wheels]:
@@ -284,6 +308,8 @@ def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
             yield f"{path}: {wheel.name}: {wheel.file.path!r} is no name of a wheel"
         if list(wheel.drop) != sorted(set(wheel.drop)) or "" in wheel.drop:
             yield f"{path}: {wheel.name}: its patterns are not sorted, each there once"
+    if platform.cuda:
+        yield from _cuda_problems(platform, platform.cuda, f"{path}.cuda")
     if platform.python and not platform.debian:
         yield f"{path}: a Python without a Debian"
     if platform.python and not set(platform.python.interpreter) <= {deb.name for deb in debs}:
@@ -302,6 +328,17 @@ def _model_problems(model: LockedModel) -> Iterator[str]:
             yield f"model {model.name}: {file.path!r}: no sha256, or no size"
         if any(part in ("", ".", "..") for part in file.path.split("/")):
             yield f"model {model.name}: {file.path!r} is no path of a file"
+
+
+def _cuda_problems(platform: LockedPlatform, cuda: LockedCuda, path: str) -> Iterator[str]:
+    if not _RELEASE.fullmatch(cuda.version):
+        yield f"{path}.version: {cuda.version!r} is no release of CUDA"
+    if cuda.flavour not in ("none", "base", "runtime", "devel"):
+        yield f"{path}.flavour: {cuda.flavour!r} is no flavour"
+    if platform.python and (cuda.python or cuda.wheels):
+        yield f"{path}: wheels that are not those of Python"
+    if not platform.python and not _PYTHON.fullmatch(cuda.python):
+        yield f"{path}.python: {cuda.python!r} is no version like 3.11"
 
 
 def _twice(names: Iterable[str]) -> list[str]:

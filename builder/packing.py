@@ -20,7 +20,7 @@ from builder.lock import LockedTemplate, SociSettings
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
-from builder.plan import FilesLayer, Layer, SystemLayer, WheelLayer, files, inputs
+from builder.plan import FilesLayer, Layer, LinksLayer, SystemLayer, WheelLayer, files, inputs
 from builder.soci import index, ztoc
 from builder.sources import local
 from builder.store import Store
@@ -108,6 +108,10 @@ class Packer:
             return system.entries(layer, store, spool)
         if isinstance(layer, WheelLayer):
             return _wheels(layer, store)
+        if isinstance(layer, LinksLayer):
+            from builder.sources import wheels
+
+            return wheels.links(layer, store)
         origins = [*local.origins(self.folder.root, layer.files), *(self._rendered(item) for item in layer.templates)]
         return merge(origins)
 

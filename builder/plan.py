@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from builder.lock import (
     Lock,
+    LockedCuda,
     LockedDeb,
     LockedFile,
     LockedLocal,
@@ -72,7 +73,18 @@ class FilesLayer:
     templates: tuple[LockedTemplate, ...]
 
 
-Layer = SystemLayer | WheelLayer | FilesLayer
+@dataclass(frozen=True)
+class LinksLayer:
+    """`/usr/local/cuda` of a CUDA release, `minor` as `13.2`: links into what the wheels bring."""
+
+    name: str
+    key: Digest
+    wheels: tuple[LockedWheel, ...]
+    minor: str
+    python: str
+
+
+Layer = SystemLayer | WheelLayer | LinksLayer | FilesLayer
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,8 @@ def inputs(layer: Layer) -> tuple[tuple[str, int], ...]:
         return tuple((f"{deb.name} {deb.version}", deb.file.size) for deb in layer.packages)
     if isinstance(layer, WheelLayer):
         return tuple((f"{wheel.name} {wheel.version}", wheel.file.size) for wheel in layer.wheels)
+    if isinstance(layer, LinksLayer):
+        return ()
     files = tuple((file.to, file.size or 0) for file in layer.files)
     return files + tuple((template.to, template.size) for template in layer.templates)
 
@@ -117,6 +131,8 @@ def files(layer: Layer) -> tuple[LockedFile, ...]:
     if isinstance(layer, WheelLayer):
         debs = layer.bytecode.packages if layer.bytecode else ()
         return (*(wheel.file for wheel in layer.wheels), *(deb.file for deb in debs))
+    if isinstance(layer, LinksLayer):
+        return tuple(wheel.file for wheel in layer.wheels)
     return ()
 
 
@@ -124,11 +140,13 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
     layers: list[Layer] = []
     if locked.debian:
         layers.append(_system(lock.format, locked))
-    if locked.python:
-        layers += _wheels(lock.format, locked, locked.python)
+    if python := locked.python.version if locked.python else locked.cuda.python if locked.cuda else None:
+        layers += _wheels(lock.format, locked, python)
+    if locked.cuda and locked.cuda.flavour != "none":
+        layers.append(_links(lock.format, locked, locked.cuda))
     if lock.files or lock.templates:
         layers.append(_files(lock))
-    return PlatformPlan(locked.platform, tuple(layers), _config(lock.image, locked.python))
+    return PlatformPlan(locked.platform, tuple(layers), _config(lock.image, locked))
 
 
 def _system(format_: int, locked: LockedPlatform) -> SystemLayer:
@@ -144,22 +162,22 @@ def _system(format_: int, locked: LockedPlatform) -> SystemLayer:
     return SystemLayer(f"debian {locked.debian.suite}", key, packages, executable, python)
 
 
-def _wheels(format_: int, locked: LockedPlatform, python: LockedPython) -> list[WheelLayer]:
+def _wheels(format_: int, locked: LockedPlatform, python: str) -> list[WheelLayer]:
     """Large wheels: what CUDA brings first, then by name; the rest in one layer."""
-    bytecode = _bytecode(locked, python)
-    by_size = sorted((wheel for wheel in python.wheels if wheel.file.size >= LARGE_WHEEL), key=lambda w: -w.file.size)
+    bytecode = _bytecode(locked, locked.python) if locked.python else None
+    by_size = sorted((wheel for wheel in locked.wheels if wheel.file.size >= LARGE_WHEEL), key=lambda w: -w.file.size)
     large = sorted(by_size[:_MAX_LARGE], key=lambda wheel: (not wheel.name.startswith("nvidia-"), wheel.name))
-    small = tuple(sorted(set(python.wheels) - set(large)))
+    small = tuple(sorted(set(locked.wheels) - set(large)))
 
     def layer(name: str, wheels: Sequence[LockedWheel]) -> WheelLayer:
         parts: dict[str, object] = {
             "wheels": [wheel.file.sha256 for wheel in wheels],
-            "python": python.version,
+            "python": python,
             "bytecode": [deb.file.sha256 for deb in bytecode.packages] if bytecode else None,
         }
         if drops := {wheel.file.sha256: list(wheel.drop) for wheel in wheels if wheel.drop}:
             parts["drop"] = drops
-        return WheelLayer(name, _key(format_, "wheels", parts), tuple(wheels), python.version, bytecode)
+        return WheelLayer(name, _key(format_, "wheels", parts), tuple(wheels), python, bytecode)
 
     layers = [layer(f"{wheel.name} {wheel.version}", (wheel,)) for wheel in large]
     if small:
@@ -176,6 +194,18 @@ def _bytecode(locked: LockedPlatform, python: LockedPython) -> Bytecode | None:
     return Bytecode(python.executable, packages)
 
 
+def _links(format_: int, locked: LockedPlatform, cuda: LockedCuda) -> LinksLayer:
+    wheels = tuple(sorted(wheel for wheel in locked.wheels if wheel.name.startswith("nvidia-")))
+    minor = ".".join(cuda.version.split(".")[:2])
+    python = locked.python.version if locked.python else cuda.python
+    parts = {
+        "wheels": [[wheel.name, wheel.file.sha256, *wheel.drop] for wheel in wheels],
+        "cuda": minor,
+        "python": python,
+    }
+    return LinksLayer(f"cuda {minor}", _key(format_, "cuda", parts), wheels, minor, python)
+
+
 def _files(lock: Lock) -> FilesLayer:
     files, templates = tuple(sorted(lock.files)), tuple(sorted(lock.templates))
     parts = {
@@ -189,10 +219,18 @@ def _key(format_: int, kind: str, parts: Mapping[str, object]) -> Digest:
     return Digest.of(spec.encode({"format": format_, "kind": kind, **parts}))
 
 
-def _config(image: Execution, python: LockedPython | None) -> Execution:
+def _config(image: Execution, locked: LockedPlatform) -> Execution:
     """The image's own settings over what every image of ours has."""
-    path = f"/opt/venv/bin:{_BASE_PATH}" if python else _BASE_PATH
-    env = {"PATH": path, **dict(image.env)}
+    path = ["/opt/venv/bin"] if locked.python else []
+    env: dict[str, str] = {}
+    labels = dict(image.labels)
+    if locked.cuda:
+        from builder.cuda import environment  # few images have CUDA
+
+        path.append(environment.path(locked.cuda.flavour))
+        env = environment.variables(locked.cuda.version, locked.cuda.flavour)
+        labels = environment.labels({wheel.name: wheel.version for wheel in locked.wheels}) | labels
+    env = {"PATH": ":".join([*path, _BASE_PATH]), **env, **dict(image.env)}
     return Execution(
         image.entrypoint,
         image.cmd,
@@ -200,6 +238,6 @@ def _config(image: Execution, python: LockedPython | None) -> Execution:
         image.user,
         image.workdir,
         image.ports,
-        image.labels,
+        tuple(sorted(labels.items())),
         image.stop_signal,
     )

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
+from builder import documents
 from builder.errors import BuilderError
 from builder.lock import (
     FORMAT,
     Lock,
+    LockedCuda,
     LockedDebian,
     LockedFile,
     LockedInclude,
@@ -28,13 +30,14 @@ from builder.oci import spec
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
-from builder.profile import LoadedProfile, Profile, Python
+from builder.profile import PYTHON_OF, Cuda, LoadedProfile, Profile, Python
 from builder.progress import Progress
 from builder.sources import local, requirements
 from builder.sources.requirements import Requirements
 from builder.sources.simple import Catalogue
 
 if TYPE_CHECKING:
+    from builder.cuda.flavours import Asked
     from builder.sources.debian import Archive
     from builder.sources.target import Target
     from builder.store import Store
@@ -139,8 +142,7 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
     if lock.includes != found.includes and not reasons:
         reasons.append("a profile that it extends has changed")
     for locked in lock.platforms:
-        asked = profile.python and _python_request(loaded, profile.python, locked.platform)
-        if profile.python and locked.python and asked != locked.python.request and not reasons:
+        if not reasons and (was := _was(locked)) and was != _request(loaded, locked.platform):
             reasons.append(f"the requirements of {locked.platform} have changed")
     wanted = (tuple(sorted(profile.platforms)), _execution(profile), _soci(profile))
     if not reasons and (tuple(item.platform for item in lock.platforms), lock.image, lock.soci) != wanted:
@@ -171,10 +173,24 @@ def _platform(
     if profile.base is None:
         return LockedPlatform(platform)
     found, closure = _debian(profile, platform, places, previous, upgrade, progress)
+    if not profile.python and not profile.cuda:
+        return LockedPlatform(platform, found)
+    request = _request(loaded, platform)
+    wheels, cuda = _wheels(loaded, platform, found, request, places, previous, upgrade, progress)
+    wheels = _slim(profile, wheels, places)
     python = None
     if profile.python:
-        python = _python(loaded, profile.python, platform, found, closure, places, previous, upgrade, progress)
-    return LockedPlatform(platform, found, python)
+        python = LockedPython(
+            version=profile.python.version,
+            executable=f"/usr/bin/python{profile.python.version}",
+            bytecode=_bytecode(profile.python, platform, places.architecture, previous.python if previous else None),
+            interpreter=closure,
+            request=request,
+            wheels=wheels,
+        )
+    elif cuda:
+        cuda = replace(cuda, python=_python_version(profile), wheels=wheels)
+    return LockedPlatform(platform, found, python, cuda=cuda)
 
 
 def _debian(
@@ -195,6 +211,10 @@ def _debian(
     minimal = f"python{profile.python.version}-minimal" if profile.python else None
     if profile.python:
         wanted |= {f"python{profile.python.version}"}
+    if profile.cuda:
+        from builder.cuda import flavours
+
+        wanted |= set(flavours.packages(profile.cuda.flavour))
     skip = {**SKIP, "*": {*SKIP["*"], *profile.base.skip}}
     before = previous.debian if previous else None
     names = {deb.name for deb in before.packages} if before else set()
@@ -210,56 +230,73 @@ def _debian(
     return resolution.locked, resolution.closure([minimal]) if minimal else ()
 
 
-def _python(
+def _wheels(
     loaded: LoadedProfile,
-    python: Python,
     platform: Platform,
     base: LockedDebian,
-    closure: tuple[str, ...],
+    request: str,
     places: Places,
     previous: LockedPlatform | None,
     upgrade: bool | frozenset[str],
     progress: Progress,
-) -> LockedPython:
-    before = previous.python if previous else None
+) -> tuple[tuple[LockedWheel, ...], LockedCuda | None]:
+    """The wheels of Python and CUDA together, and which CUDA that is; kept where nothing else is asked for."""
+    profile = loaded.profile
     if isinstance(upgrade, frozenset):
         upgrade = frozenset(map(canonicalize_name, upgrade))
-    request = _python_request(loaded, python, platform)
-    target = _target(python, platform, base)
-    names = {wheel.name for wheel in before.wheels} if before else set()
-    if before and before.request == request and upgrade is not True and not (upgrade or _NO_UPGRADE) & names:
-        wheels = before.wheels
-    else:
-        with progress.task(f"lock Python packages for {platform}", None):
+    before = tuple(replace(wheel, drop=()) for wheel in previous.wheels) if previous else ()
+    was = _was(previous)
+    moving = upgrade is True or (upgrade or _NO_UPGRADE) & {wheel.name for wheel in before}
+    if previous and was == request and not moving:
+        return before, replace(previous.cuda, wheels=()) if previous.cuda else None
+    target = _target(_python_version(profile), platform, base)
+    asked = _requirements(loaded, profile.python) if profile.python else Requirements()
+    with progress.task(f"lock {'Python packages' if profile.python else 'CUDA'} for {platform}", None):
+        if profile.cuda is None:
             from builder.sources import pypi
 
-            wheels = pypi.resolve(
-                _requirements(loaded, python),
-                target,
-                catalogue=places.catalogue,
-                previous=[replace(wheel, drop=()) for wheel in before.wheels] if before else (),
-                upgrade=upgrade,
-            )
-    wheels = _slim(loaded.profile, wheels, places)
-    return LockedPython(
-        version=python.version,
-        executable=f"/usr/bin/python{python.version}",
-        bytecode=_bytecode(python, platform, places.architecture, before),
-        interpreter=closure,
-        request=request,
-        wheels=wheels,
-    )
+            found = pypi.resolve(asked, target, catalogue=places.catalogue, previous=before, upgrade=upgrade)
+            return found, None
+        from builder.sources import toolkit
+
+        cuda = _asked(profile.cuda)
+        release = previous.cuda.version if previous and previous.cuda else None
+        resolution = toolkit.resolve(
+            asked, cuda, target, catalogue=places.catalogue, previous=before, release=release, upgrade=upgrade
+        )
+    return resolution.wheels, LockedCuda(resolution.version, cuda.flavour, request)
+
+
+def _was(previous: LockedPlatform | None) -> str | None:
+    """The digest of what was asked for when a platform was locked."""
+    if previous is None:
+        return None
+    return previous.python.request if previous.python else previous.cuda.request if previous.cuda else None
+
+
+def _asked(cuda: Cuda) -> Asked:
+    from builder.cuda.flavours import Asked
+
+    return Asked(cuda.version, cuda.flavour, cuda.cudnn, cuda.nccl)
+
+
+def _python_version(profile: Profile) -> str:
+    """The version `3.N` that wheels are chosen for; without Python, that of the Debian, so that images share layers."""
+    if profile.python:
+        return profile.python.version
+    assert profile.base
+    return PYTHON_OF[profile.base.debian]
 
 
 def _slim(profile: Profile, wheels: Sequence[LockedWheel], places: Places) -> tuple[LockedWheel, ...]:
     """The wheels with what the profile leaves out of each."""
     whole = tuple(replace(wheel, drop=()) for wheel in wheels)
-    if not profile.slim or not profile.python:
+    if not profile.slim:
         return whole
     from builder.sources import slim
 
     rules = [slim.Rule(rule.wheels, rule.drop) for rule in profile.slim]
-    return slim.decide(whole, rules, profile.python.version, places.store, places.ensure)
+    return slim.decide(whole, rules, _python_version(profile), places.store, places.ensure)
 
 
 def _bytecode(python: Python, platform: Platform, architecture: str, before: LockedPython | None) -> bool:
@@ -269,10 +306,14 @@ def _bytecode(python: Python, platform: Platform, architecture: str, before: Loc
     return before.bytecode if before else platform.architecture == architecture
 
 
-def _python_request(loaded: LoadedProfile, python: Python, platform: Platform) -> str:
-    asked = str(requirements.request(_requirements(loaded, python)))
-    document = {"requirements": asked, "python": python.version, "platform": str(platform)}
-    return str(Digest.of(spec.encode(document)))
+def _request(loaded: LoadedProfile, platform: Platform) -> str:
+    """The digest of all that decides which wheels an image has."""
+    profile = loaded.profile
+    asked = requirements.request(_requirements(loaded, profile.python) if profile.python else Requirements())
+    document: dict[str, object] = {"requirements": str(asked), "python": _python_version(profile)}
+    if profile.cuda:
+        document["cuda"] = documents.dump(profile.cuda)
+    return str(Digest.of(spec.encode(document | {"platform": str(platform)})))
 
 
 def _requirements(loaded: LoadedProfile, python: Python) -> Requirements:
@@ -281,18 +322,16 @@ def _requirements(loaded: LoadedProfile, python: Python) -> Requirements:
     return Requirements(lines=python.requirements)
 
 
-def _target(python: Python, platform: Platform, base: LockedDebian) -> Target:
+def _target(python: str, platform: Platform, base: LockedDebian) -> Target:
     """The target as the locked packages make it: the interpreter's own version, and its C library's."""
     from builder.sources.target import Target
 
     versions = {deb.name: deb.version for deb in base.packages}
-    full = _upstream(versions[f"python{python.version}"])
+    full = _upstream(versions.get(f"python{python}", f"{python}.0"))
     libc = re.match(r"(\d+)\.(\d+)", _upstream(versions.get("libc6", "")))
     if not libc:
-        raise BuilderError(
-            f"Debian {base.suite}: Python there does not come with the C library that wheels need (libc6)"
-        )
-    return Target(python.version, full, platform, (int(libc[1]), int(libc[2])))
+        raise BuilderError(f"Debian {base.suite}: what is locked of it has not the C library that wheels need (libc6)")
+    return Target(python, full, platform, (int(libc[1]), int(libc[2])))
 
 
 def _upstream(version: str) -> str:
@@ -316,7 +355,7 @@ def _template(root: Path, source: str) -> str:
 
 def _check_known(names: frozenset[str], platforms: Sequence[LockedPlatform]) -> None:
     debs = {deb.name for item in platforms if item.debian for deb in item.debian.packages}
-    wheels = {wheel.name for item in platforms if item.python for wheel in item.python.wheels}
+    wheels = {wheel.name for item in platforms for wheel in item.wheels}
     if unknown := sorted(name for name in names if name not in debs and canonicalize_name(name) not in wheels):
         raise BuilderError(
             f"nothing named {', '.join(unknown)} is in the lock", hint="`build plan` lists what is in it"

@@ -23,7 +23,7 @@ FLOORS = (
     ("oci",),
     ("layers",),
     ("soci",),
-    ("documents", "image", "parallel", "process", "progress", "render", "settings", "store", "workers"),
+    ("cuda", "documents", "image", "parallel", "process", "progress", "render", "settings", "store", "workers"),
     ("client",),
     ("transfer",),
     ("profile",),

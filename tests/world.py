@@ -276,7 +276,7 @@ def locked_files(lock: Lock) -> Iterator[LockedFile]:
     """The .debs and wheels of a lock."""
     for platform in lock.platforms:
         yield from (deb.file for deb in (platform.debian.packages if platform.debian else ()))
-        yield from (wheel.file for wheel in (platform.python.wheels if platform.python else ()))
+        yield from (wheel.file for wheel in platform.wheels)
 
 
 @contextmanager

@@ -78,4 +78,4 @@ def _moves(before: Lock | None, after: Lock) -> list[str]:
 
 def _versions(item: LockedPlatform) -> dict[str, str]:
     debs = {deb.name: deb.version for deb in item.debian.packages} if item.debian else {}
-    return debs | ({wheel.name: wheel.version for wheel in item.python.wheels} if item.python else {})
+    return debs | {wheel.name: wheel.version for wheel in item.wheels}

@@ -92,16 +92,18 @@ def lock_side(lock: Lock) -> LockSide:
     files |= {item.to: OwnFile("reg", int(item.mode, 8), item.size, item.sha256) for item in lock.templates}
     values = {key: value for key, value in _dumped(lock).items() if key not in _OF_PLATFORMS}
     values["python"] = {name: locked.python.version for name, locked in platforms.items() if locked.python}
+    values["cuda"] = {
+        name: {"version": locked.cuda.version, "flavour": locked.cuda.flavour}
+        for name, locked in platforms.items()
+        if locked.cuda
+    }
     values["debian"] = {name: locked.debian.suite for name, locked in platforms.items() if locked.debian}
     return LockSide(
         {
             name: {deb.name: deb.version for deb in locked.debian.packages} if locked.debian else {}
             for name, locked in platforms.items()
         },
-        {
-            name: {wheel.name: wheel.version for wheel in locked.python.wheels} if locked.python else {}
-            for name, locked in platforms.items()
-        },
+        {name: {wheel.name: wheel.version for wheel in locked.wheels} for name, locked in platforms.items()},
         settings,
         files,
         {"lock": values},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from builder.documents import Mode, Problems, Size
 from builder.documents.loading import convert
+from builder.profile.cuda import Cuda
 from builder.profile.extends import Include, merge
 from builder.profile.forms import PYTHON_OF, Port
 from builder.profile.model import Base, File, Image, Profile, Publish, Python, Slim, Soci, Template
@@ -16,6 +17,7 @@ from builder.profile.starter import starter
 __all__ = [
     "PYTHON_OF",
     "Base",
+    "Cuda",
     "File",
     "Image",
     "Include",

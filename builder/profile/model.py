@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from builder.documents import Mode, Range, Size, dump, field
 from builder.oci import spec
 from builder.oci.digest import Digest
+from builder.profile.cuda import Cuda
 from builder.profile.forms import (
     PYTHON_OF,
     Destination,
@@ -216,12 +217,17 @@ def _python_stands_on_debian(base: Base | None, python: Python | None) -> _Compl
         yield ("python", "version"), f'{base.debian} has Python {version}: write "{version}"{other}'
 
 
-def _slim_needs_wheels(python: Python | None, slim: tuple[Slim, ...]) -> _Complaints:
-    if slim and python is None:
+def _slim_needs_wheels(python: Python | None, cuda: Cuda | None, slim: tuple[Slim, ...]) -> _Complaints:
+    if slim and python is None and cuda is None:
         yield ("slim",), "there are no wheels to leave anything out of: add python, or remove slim"
     for index, rule in enumerate(slim):
         if not rule.drop:
             yield ("slim", index, "drop"), 'there is no pattern: add one, such as "*.a"'
+
+
+def _cuda_stands_on_something(base: Base | None, cuda: Cuda | None) -> _Complaints:
+    if cuda is not None and base is None:
+        yield ("cuda",), "there is no operating system for it to stand on: add base: {debian: bookworm}"
 
 
 def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
@@ -236,9 +242,10 @@ def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
 class Profile:
     """What an image is made of and how it starts."""
 
-    later: ClassVar[tuple[str, ...]] = ("cuda", "nix")
+    later: ClassVar[tuple[str, ...]] = ("nix",)
     checks: ClassVar = (
         _python_stands_on_debian,
+        _cuda_stands_on_something,
         _slim_needs_wheels,
         _templates_do_not_collide,
         models_are_told_apart,
@@ -260,6 +267,7 @@ class Profile:
     )
     base: Base | None = field(doc="The operating system.", default=None)
     python: Python | None = field(doc="Python and its packages.", default=None)
+    cuda: Cuda | None = field(doc="CUDA.", default=None)
     slim: tuple[Slim, ...] = field(doc="What is left out of wheels.", default=())
     files: tuple[File, ...] = field(doc="Files of your own.", default=())
     templates: tuple[Template, ...] = field(doc="Files of your own that are rendered first.", default=())

@@ -17,7 +17,7 @@ from builder.lock import Lock, LockedDeb, LockedLocal, LockedPlatform, LockedTem
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
-from builder.plan import FilesLayer, SystemLayer, WheelLayer, plan
+from builder.plan import FilesLayer, LinksLayer, SystemLayer, WheelLayer, plan
 from builder.sbom.licences import Licence
 
 TOOL = "layerwright"
@@ -136,6 +136,8 @@ def _components(lock: Lock, number: int, image: Assembled, licences: Mapping[str
                 yield from (_deb(deb, debian, blob) for deb in planned.packages)
             case WheelLayer():
                 yield from (_wheel(wheel, blob, licences.get(wheel.file.sha256)) for wheel in planned.wheels)
+            case LinksLayer():
+                pass  # links to what the wheels bring
             case FilesLayer():
                 local: list[LockedLocal | LockedTemplate] = [*planned.files, *planned.templates]
                 files = sorted(local, key=lambda item: item.to)

@@ -72,9 +72,7 @@ def of(lock: Lock, store: Store, ensure: Callable[[Iterable[LockedFile]], None])
     What depends on the lock only must not depend on what the store happens to have: `ensure` is asked to bring those
     wheels that were never read and are not there. Raises what it raises, `HostileInputError` and `StoreError`.
     """
-    wheels = {
-        wheel.file.sha256: wheel for platform in lock.platforms if platform.python for wheel in platform.python.wheels
-    }
+    wheels = {wheel.file.sha256: wheel for platform in lock.platforms for wheel in platform.wheels}
     told = {sha256: found for sha256 in wheels if (found := _known(sha256, store))}
     unread = [wheel for sha256, wheel in wheels.items() if sha256 not in told]
     ensure([wheel.file for wheel in unread if not store.has(wheel.file.digest, wheel.file.size)])

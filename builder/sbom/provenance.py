@@ -73,9 +73,8 @@ def _fetched(locked: LockedPlatform) -> Iterator[tuple[str, str, str]]:
             yield f"{signed.origin}/{signed.suite}/InRelease", signed.sha256, ""
         for deb in locked.debian.packages:
             yield deb.file.path.rpartition("/")[2], deb.file.sha256, deb_purl(deb, debian)
-    if locked.python:
-        for wheel in locked.python.wheels:
-            yield wheel.file.path, wheel.file.sha256, wheel_purl(wheel)
+    for wheel in locked.wheels:
+        yield wheel.file.path, wheel.file.sha256, wheel_purl(wheel)
 
 
 def _input(name: str, sha256: str, purl: str = "") -> dict[str, object]:

@@ -33,10 +33,11 @@ class Kind(StrEnum):
 @dataclass(frozen=True)
 class Requirements:
     """`lines` are requirements (PEP 508); `file` is a requirements.txt, whose lines are added to them, or a pylock.toml
-    or uv.lock, which stands alone."""
+    or uv.lock, which stands alone. `constraints` limit the versions of what is needed anyway."""
 
     lines: tuple[str, ...] = ()
     file: Path | None = None
+    constraints: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -104,6 +105,8 @@ def read_list(requirements: Requirements) -> RequirementList:
         reader.read_line(line, f"requirement {redact(line)!r}", None)
     if requirements.file is not None:
         reader.read_file(requirements.file, constraint=False)
+    for line in requirements.constraints:
+        reader.read_line(line, f"constraint {line!r}", None, constraint=True)
     return reader.result()
 
 

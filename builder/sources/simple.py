@@ -6,6 +6,7 @@ but being there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -117,6 +118,41 @@ class Catalogue:
             if size is not None:
                 return size
         return None
+
+    def names(self, project: str) -> tuple[str, ...]:
+        """The names of all files of a project, of whatever index; none if no index has the project.
+
+        Raises `FetchError` if no index answers.
+        """
+        found: dict[str, None] = {}
+        errors: list[FetchError] = []
+        for index in self.indexes:
+            try:
+                found |= dict.fromkeys(self._page(index, project))
+            except FetchError as error:
+                errors.append(error)
+        if errors and not found:
+            raise errors[0]
+        return tuple(found)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A small wheel, by its file name: the first that an index has and that is what the index says of it.
+
+        Raises `FetchError` where there is none.
+        """
+        reasons: list[str] = []
+        for index in self.indexes:
+            try:
+                offer = self._page(index, _project(name)).get(name)
+                data = self._get(offer.url, limit=limit) if offer else None
+            except FetchError as error:
+                reasons.append(str(error))
+                continue
+            if offer and data is not None:
+                if offer.sha256 in (None, hashlib.sha256(data).hexdigest()):
+                    return data
+                reasons.append(f"{index}: it has another sha256 than the index says")
+        raise FetchError(f"{name}: not to be had from the configured package indexes: {'; '.join(reasons)}")
 
     def _page(self, index: Index, project: str) -> Mapping[str, Offer]:
         key = (index, project)

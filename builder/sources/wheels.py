@@ -14,7 +14,7 @@ from builder.layers.tar import Entry
 from builder.lock import FORMAT, LockedWheel
 from builder.oci import spec
 from builder.oci.digest import Digest
-from builder.plan import WheelLayer
+from builder.plan import LinksLayer, WheelLayer
 from builder.sources import bytecode, slim, wheel
 from builder.sources.bytecode import Compiled, Interpreter, Limit
 from builder.store import Store
@@ -39,6 +39,25 @@ def entries(layer: WheelLayer, store: Store, compiler: Compiler | None) -> tuple
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         installed = pool.map(lambda locked: _installed(locked, layer.python, store, compiler), layer.wheels)
         return merge(Origin(locked.file.path, entries) for locked, entries in zip(layer.wheels, installed, strict=True))
+
+
+def links(layer: LinksLayer, store: Store) -> tuple[Entry, ...]:
+    """The entries of `/usr/local/cuda`; the wheels are in the store, and only their directories are read."""
+    from builder.cuda import links as cuda
+
+    site = wheel.site_packages(layer.python)
+    paths = {
+        locked.name: [file.entry.path.removeprefix(f"{site}/") for file in _files(locked, layer.python, store).files]
+        for locked in layer.wheels
+    }
+    return merge([Origin(layer.name, cuda.entries(layer.minor, site, paths))])
+
+
+def _files(locked: LockedWheel, python: str, store: Store) -> wheel.WheelFiles:
+    """What a wheel installs, without what the lock leaves out."""
+    path = store.path(locked.file.digest)
+    files = wheel.install(path, locked.file.path, locked.name, locked.version, python)
+    return slim.slimmed(files, locked.drop) if locked.drop else files
 
 
 def _installed(locked: LockedWheel, python: str, store: Store, compiler: Compiler | None) -> tuple[Entry, ...]:
