@@ -52,6 +52,7 @@ python:
   version: "3.11"
   requirements: [numpy>=2, flask]         # or requirements.txt, pylock.toml, uv.lock
   bytecode: auto
+cuda: {version: "13.2", flavour: runtime, cudnn: true, nccl: auto}
 slim:
   - {wheels: [triton], drop: [triton/backends/amd, "*.a"]}
 files:

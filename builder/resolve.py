@@ -277,6 +277,8 @@ def _was(previous: LockedPlatform | None) -> str | None:
 def _asked(cuda: Cuda) -> Asked:
     from builder.cuda.flavours import Asked
 
+    if cuda.flavour == "auto":
+        raise BuilderError("cuda.flavour: auto cannot be decided yet", hint="write none, base, runtime or devel")
     return Asked(cuda.version, cuda.flavour, cuda.cudnn, cuda.nccl)
 
 

@@ -20,6 +20,7 @@ from builder.oci.spec import Platform
 from builder.profile import (
     PYTHON_OF,
     Base,
+    Cuda,
     File,
     Image,
     Mode,
@@ -70,6 +71,7 @@ def test_a_full_profile(tmp_path: Path) -> None:
         platforms=(Platform("linux", "amd64"), Platform("linux", "arm64")),
         base=Base(debian="bookworm", packages=("libgl1",), skip=("libx11-data",)),
         python=Python(version="3.11", requirements=("numpy>=2", "flask"), bytecode="auto"),
+        cuda=Cuda(version="13.2", flavour="runtime", cudnn=True),
         slim=(Slim(wheels=("triton",), drop=("triton/backends/amd", "*.a")),),
         files=(
             File(source="app", to="/app", exclude=("tests/*", "*.pyc")),
@@ -129,7 +131,33 @@ BAD = [
         "p.yaml:2:7: $.name: expected a name of lower-case letters, digits and single . _ - between them, "
         'found "My App": write my-app',
     ),
-    (HEAD + "cuda: {}", "p.yaml:3:1: $.cuda: unknown key: this version does not know cuda yet"),
+    (HEAD + "nix: {}", "p.yaml:3:1: $.nix: unknown key: this version does not know nix yet"),
+    (HEAD + "cuda: {}", "p.yaml:3:7: $.cuda.version: required key missing"),
+    (
+        HEAD + "cuda: {version: '13.2'}",
+        "p.yaml:3:7: $.cuda: there is no operating system for it to stand on: add base: {debian: bookworm}",
+    ),
+    (
+        HEAD + "base: {debian: bookworm}\ncuda: {version: 13.2, flavour: runtme}",
+        'p.yaml:4:17: $.cuda.version: expected a release of CUDA in quotes such as "13.2", found the number 13.2: write it '
+        'in quotes: "13.2"\n'
+        'p.yaml:4:32: $.cuda.flavour: expected one of auto, none, base, runtime, devel, found "runtme" (did you mean '
+        "runtime?)",
+    ),
+    (
+        HEAD + "base: {debian: bookworm}\ncuda: {version: '11.8'}",
+        'p.yaml:4:17: $.cuda.version: expected a release of CUDA in quotes such as "13.2", found "11.8": 12.0 is the '
+        "oldest release that there are wheels for",
+    ),
+    (
+        HEAD + "base: {debian: bookworm}\ncuda: {version: '12.8', flavour: devel}",
+        "p.yaml:4:34: $.cuda.flavour: devel cannot be composed for CUDA 12, no wheel of which has a compiler: write version "
+        "13.0 or newer, or build upon an image that has it, with base.image",
+    ),
+    (
+        HEAD + "base: {debian: bookworm}\ncuda: {version: '13.2', flavour: none, cudnn: true}",
+        "p.yaml:4:47: $.cuda.cudnn: flavour none adds nothing: leave cudnn out, or write flavour: base",
+    ),
     (HEAD + "nix: {}", "p.yaml:3:1: $.nix: unknown key: this version does not know nix yet"),
     (
         HEAD + "base: {debian: bookworm, image: x}",
@@ -583,6 +611,9 @@ _BEYOND = (
     "a word to some",
     "credentials do not",
     "models[0] has",
+    "no operating system",
+    "cannot be composed",
+    "none adds nothing",
 )
 
 
