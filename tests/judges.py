@@ -16,19 +16,29 @@ from typing import NoReturn
 import pytest
 
 PEERS = Path(__file__).parent / "peers"
-_TOOLS = {"crane": "registries", "notation": "signers", "olareg": "registries", "oras": "registries"}
+_TOOLS = {
+    "containerd": "containers",
+    "containerd-shim-runc-v2": "containers",
+    "crane": "registries",
+    "ctr": "containers",
+    "notation": "signers",
+    "olareg": "registries",
+    "oras": "registries",
+}
 """Programs in Go and the folders of their modules here."""
+_OWN = {"soci-peer": ".", "soci-snapshotter-grpc": "snapshotter"}
+"""Programs of our own around the real thing, and their folders."""
 
 _START = 30.0
 
 
 def require(name: str) -> Path:
-    """The judge of this name: `soci-peer` and `_TOOLS` are built on demand, any other one is a program on PATH.
+    """The judge of this name: `_OWN` and `_TOOLS` are built on demand, any other one is a program on PATH.
 
     A judge that is missing skips the test, or fails it where LAYERWRIGHT_REQUIRE_JUDGES=1 (as in CI).
     """
-    if name == "soci-peer":
-        return _built("soci-peer", PEERS, ".")
+    if name in _OWN:
+        return _built(name, PEERS / _OWN[name], ".")
     if name in _TOOLS:
         return _built(name, PEERS / _TOOLS[name], _package(name))
     found = shutil.which(name)
