@@ -20,6 +20,7 @@ LIMITS = {"F16": 65504.0, "BF16": float(np.array([0x7F7F0000], np.uint32).view(n
 """The largest finite number of a type."""
 _OVERFLOWS = {"F16": 65520.0, "BF16": float(np.array([0x7F7F8000], np.uint32).view(np.float32)[0])}
 """The smallest number that rounds to infinity."""
+_NONE = {"F16": 0x7E00, "BF16": 0x7FC0}
 _PIECE = 1 << 16
 """Elements at a time: what fits the caches of a core."""
 LEVELS = 127
@@ -57,6 +58,7 @@ def floats(raw: Any, dtype: str) -> Floats:
     return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f8")
 
 
+@np.errstate(all="ignore")
 def cast(raw: Any, dtype: str, target: str, *, clamp: bool) -> Piece:
     """Bytes of `dtype` as bytes of `target`, `F16` or `BF16`. Raises `DoesNotFitError` unless `clamp`."""
     numbers = floats(raw, dtype)
@@ -77,6 +79,7 @@ def encode(numbers: npt.NDArray[np.float32], dtype: str) -> bytes:
     return out.tobytes()
 
 
+@np.errstate(all="ignore")
 def scales(numbers: Floats, dtype: str) -> npt.NDArray[np.float32]:
     """One scale for each row of a matrix, as `dtype` holds it: the row's largest number is 127 of it.
 
@@ -94,6 +97,7 @@ def scales(numbers: Floats, dtype: str) -> npt.NDArray[np.float32]:
     return found
 
 
+@np.errstate(all="ignore")
 def quantise(numbers: Floats, dtype: str) -> tuple[npt.NDArray[np.int8], Errors]:
     """The rows of a matrix in steps of their `scales`. Raises `NoNumberError`."""
     rows, columns = numbers.shape
@@ -136,6 +140,8 @@ def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -
         part = np.where(excess, np.copysign(part.dtype.type(LIMITS[target]), part), part)
     near = _round(part, out, target)
     if unbounded:
+        none = np.isnan(part)  # one form of it: what is kept of others depends on the processor
+        out[none] = _NONE[target] | np.signbit(part[none]).astype(np.uint16) << 15
         part, near = part[bounded], near[bounded]
     found = _errors(part, near - part)
     return Errors(found.largest, found.signal, found.noise, clamped, unbounded)
@@ -148,16 +154,13 @@ def _round(part: Floats, out: npt.NDArray[np.uint16], target: str) -> Floats:
         half[...] = part
         return half.astype(np.float32)
     bits = np.ascontiguousarray(part, "<f4").view(np.uint32)
-    odd = np.right_shift(bits, 16)
-    np.bitwise_and(odd, 1, out=odd)
-    np.add(odd, 0x7FFF, out=odd)
-    np.add(odd, bits, out=odd)
-    np.bitwise_and(odd, 0xFFFF0000, out=odd)
-    if not np.isfinite(part).all():
-        nan = np.isnan(part)
-        odd[nan] = bits[nan] & 0xFFFF0000 | 0x00400000  # a quiet one, and never rounded into infinity
-    out[...] = np.right_shift(odd, 16)
-    return odd.view(np.float32)
+    near = np.right_shift(bits, 16)
+    np.bitwise_and(near, 1, out=near)
+    np.add(near, 0x7FFF, out=near)
+    np.add(near, bits, out=near)
+    np.bitwise_and(near, 0xFFFF0000, out=near)
+    out[...] = np.right_shift(near, 16)
+    return near.view(np.float32)
 
 
 def _errors(part: Floats, distance: Floats) -> Errors:

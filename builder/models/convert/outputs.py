@@ -1,8 +1,8 @@
 """The tensors of a converted file and its header: known before a number is read, from treatments and shapes alone.
 
-A file has its tensors by the size of their elements, the widest first, and by name, so that each begins at a multiple of
-its element; that, keys in this order, metadata sorted and the header filled with spaces to eight bytes is what the
-`safetensors` library writes too, where there is no metadata or one key of it.
+A file has its tensors by their types, the widest first, and by name, so that each begins at a multiple of its element; that,
+keys in this order, metadata sorted and the header filled with spaces to eight bytes is what the `safetensors` library writes
+too, where there is no metadata or one key of it (tensor.rs, `serialize` and the order of `Dtype`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from builder.models.convert.report import Precision
 from builder.models.convert.rules import TARGETS, Treatments, module
 from builder.models.formats.safetensors import BITS
 from builder.models.values import Header, Tensor
+
+_WIDEST_FIRST = (
+    *("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
+    *("F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "F6_E3M2", "F6_E2M3", "F4", "BOOL"),
+)
 
 Making = Literal["copy", "cast", "packed", "steps", "scale", "shape"]
 
@@ -40,7 +45,7 @@ class Output:
 def outputs(header: Header, treatments: Treatments, precision: Precision) -> tuple[Output, ...]:
     """The tensors that a file with this header is converted to, in the order in which they are written."""
     made = [output for tensor in header.tensors for output in _made(tensor, treatments, precision)]
-    return tuple(sorted(made, key=lambda output: (-BITS[output.dtype], output.name)))
+    return tuple(sorted(made, key=lambda output: (_WIDEST_FIRST.index(output.dtype), output.name)))
 
 
 def encode_header(made: Iterable[Output], metadata: Mapping[str, str]) -> bytes:
