@@ -7,7 +7,6 @@ its limit does. Memory does not grow with the file.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,17 +30,14 @@ _MAX_NEEDED = 4096
 _MAX_VERSIONS = 1 << 14
 _MAX_NAME = 4096
 _MAX_PATH = 64 << 10
-_MAX_OPENS = 4096
-_MAX_LIBRARY = 255
-_LIBRARY = re.compile(rb"(?:[\w./@$+{}-]*/)?lib[\w.+-]+\.so(?:\.\w+)*")
-_SUFFIX = re.compile(rb"(?:\.\w{1,40}){0,8}\0")
 _GPU_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
 
 
 @dataclass(frozen=True)
 class Elf:
     """One ELF file, in the words of `BinaryFacts`. `flags` is `e_flags`, `abi` is (OSABI, ABI version); `gpu` are the
-    places of the sections with GPU code: (name, offset, size in bytes)."""
+    places of the sections with GPU code: (name, offset, size in bytes); `mapped` is where else the loader maps the file
+    from, without the dynamic strings: (begin, end)."""
 
     machine: str
     flags: int
@@ -52,8 +48,8 @@ class Elf:
     runpath: tuple[str, ...] = ()
     needs: tuple[tuple[str, tuple[str, ...]], ...] = ()
     defines: tuple[str, ...] = ()
-    opens: tuple[str, ...] = ()
     gpu: tuple[tuple[str, int, int], ...] = ()
+    mapped: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,8 +124,8 @@ def read(file: Window) -> Elf:
         runpath=reader.path(_RUNPATH),
         needs=reader.needs(),
         defines=reader.defines(),
-        opens=_opens(file, _without([(load.offset, load.offset + load.size) for load in loads], holes)),
         gpu=gpu,
+        mapped=tuple(_without([(load.offset, load.offset + load.size) for load in loads], holes)),
     )
 
 
@@ -291,26 +287,3 @@ def _without(ranges: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]
                 begin = max(begin, last)
         if begin < end:
             yield begin, end
-
-
-def _opens(file: Window, ranges: Iterator[tuple[int, int]]) -> tuple[str, ...]:
-    """Texts from NUL to NUL in what is mapped that are the name of a library, or the path of one."""
-    found: set[str] = set()
-    for begin, end in ranges:
-        for piece in file.pieces(begin, end, 2 * _MAX_LIBRARY):
-            found.update(_names(piece))
-            if len(found) > _MAX_OPENS:
-                raise BinaryError(f"{file.label}: it names more than {_MAX_OPENS} libraries")
-    return tuple(sorted(found))
-
-
-def _names(piece: bytes) -> Iterator[str]:
-    at = piece.find(b".so")
-    while at >= 0:
-        suffix = _SUFFIX.match(piece, at + 3)
-        if suffix:
-            begin = piece.rfind(b"\0", max(0, at - _MAX_LIBRARY), at) + 1
-            text = piece[begin : suffix.end() - 1]
-            if begin and _LIBRARY.fullmatch(text):
-                yield text.decode("ascii")
-        at = piece.find(b".so", at + 3)

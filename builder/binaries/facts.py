@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-FORMAT = 1
+FORMAT = 3
 """Raised when the same bytes would give other facts than before."""
 
 
@@ -24,7 +24,8 @@ class BinaryFacts:
     (`GLIBCXX_3.4.30`, …), without its own name. `opens` are texts in it that look like libraries which it may open by
     itself (`libcudnn.so.9`). `sass` (`sm_80`, `sm_90a`) and `ptx` (`compute_90`) are the GPU architectures that it has
     machine code and intermediate code for; `isa` is the highest version of the PTX language in that (`9.2`), which a driver
-    has to know. All tuples are sorted, those of search paths and `needed` in their order.
+    has to know; `code` are the bytes of the file for each architecture, where that is more than modules without a kernel.
+    All tuples are sorted, those of search paths and `needed` in their order.
     """
 
     path: str
@@ -40,6 +41,7 @@ class BinaryFacts:
     sass: tuple[str, ...] = ()
     ptx: tuple[str, ...] = ()
     isa: str | None = None
+    code: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from builder.binaries import elf, fatbin
 from builder.binaries.facts import BinaryFacts, InputFacts
+from builder.binaries.scan import scan
 from builder.binaries.window import BinaryError, Window
 from builder.errors import HostileInputError
 from builder.layers.tar import Entry, Inline, Kind, Region
@@ -188,7 +189,10 @@ class _Collector:
 def read_binary(path: str, file: Window) -> BinaryFacts:
     """The facts of one ELF file. Raises `BinaryError` where it is damaged."""
     found = elf.read(file)
-    gpu = fatbin.of_cubin(found.flags, found.abi) if found.machine == "cuda" else fatbin.read(file, found.gpu)
+    inside = scan(file, found.mapped)
+    gpu = fatbin.read(file, found.gpu, inside.fatbins)
+    if found.machine == "cuda":
+        gpu = fatbin.of_cubin(file.size, found.flags, found.abi)
     return BinaryFacts(
         path=path,
         size=file.size,
@@ -199,10 +203,11 @@ def read_binary(path: str, file: Window) -> BinaryFacts:
         runpath=found.runpath,
         needs=found.needs,
         defines=found.defines,
-        opens=found.opens,
+        opens=inside.libraries,
         sass=gpu.sass,
         ptx=gpu.ptx,
         isa=f"{gpu.isa[0]}.{gpu.isa[1]}" if gpu.isa else None,
+        code=gpu.code,
     )
 
 

@@ -49,14 +49,14 @@ class Window:
             raise BinaryError(f"{self.label}: {what} has no end")
         return data.decode("utf-8", "backslashreplace")
 
-    def pieces(self, begin: int, end: int, overlap: int) -> Iterator[bytes]:
-        """The bytes from `begin` to `end` in pieces of bounded size; each begins with the last `overlap` bytes of the one
-        before."""
+    def pieces(self, begin: int, end: int, overlap: int) -> Iterator[tuple[int, bytes]]:
+        """The bytes from `begin` to `end` in pieces of bounded size, each with its offset; a piece begins with the last
+        `overlap` bytes of the one before."""
         tail = b""
         while begin < end:
             data = os.pread(self.fd, min(_PIECE, end - begin), self.start + begin)
             if not data:
                 raise BinaryError(f"{self.label}: the file became shorter while it was read")
-            yield tail + data
+            yield begin - len(tail), tail + data
             begin += len(data)
             tail = (tail + data)[-overlap:]
