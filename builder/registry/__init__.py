@@ -5,7 +5,7 @@ from builder.registry.credentials import Credentials, CredentialsError, Keychain
 from builder.registry.reference import BadReferenceError, Reference
 from builder.registry.repository import MANIFESTS, Repository
 from builder.registry.session import RegistryError
-from builder.registry.stream import WrongBytesError
+from builder.registry.stream import NoRangesError, WrongBytesError
 from builder.registry.upload import DamagedBlobError
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "DamagedBlobError",
     "DeniedError",
     "Keychain",
+    "NoRangesError",
     "Reference",
     "RegistryError",
     "Repository",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ from builder.registry.credentials import Credentials, Keychain
 from builder.registry.download import download
 from builder.registry.reference import Reference
 from builder.registry.session import RegistryError, Session
-from builder.registry.stream import WrongBytesError, stream
+from builder.registry.stream import WrongBytesError, ranged, stream
 from builder.registry.upload import Upload, has
 
 MANIFESTS = (
@@ -108,6 +108,13 @@ class Repository:
     def blob(self, descriptor: Descriptor) -> AbstractContextManager[BinaryIO]:
         """The bytes of a blob as a stream; parts of a big one are fetched ahead, in about 25 MiB of memory."""
         return stream(self._session, descriptor, self._advance)
+
+    def read(self, descriptor: Descriptor, start: int, end: int, stop: Stop | None = None) -> Iterator[bytes]:
+        """The bytes `start` up to `end` of a blob, in blocks; nothing checks them here, and `advance` is not told.
+
+        Raises `NoRangesError`, before the first block, where the server sends all of a blob or nothing of it.
+        """
+        return ranged(self._session, descriptor, start, end, stop or self._stop)
 
     def download(self, descriptor: Descriptor, path: Path) -> None:
         """Brings a blob to `path` in parallel ranges, going on with what an interrupted call left there, checked.

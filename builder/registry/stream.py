@@ -17,7 +17,7 @@ from builder.client import READ, TransientError, redact
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop
-from builder.registry.session import RegistryError, Session
+from builder.registry.session import DeniedElsewhereError, RegistryError, Session
 
 AHEAD_FROM = 32 << 20
 PART = 2 << 20
@@ -32,8 +32,8 @@ class WrongBytesError(RegistryError):
     hint = "the registry, or what stands before it, is damaged: pull from another, or publish it again"
 
 
-class _NoRangesError(Exception):
-    """The server gives all or nothing."""
+class NoRangesError(RegistryError):
+    """A server gives all of a blob or nothing of it."""
 
 
 @contextmanager
@@ -45,6 +45,14 @@ def stream(session: Session, descriptor: Descriptor, advance: Callable[[int], No
             yield io.BufferedReader(_Raw(blocks), READ)
         finally:
             stop.set()
+
+
+def ranged(session: Session, descriptor: Descriptor, start: int, end: int, stop: Stop) -> Iterator[bytes]:
+    """The bytes `start` up to `end` of a blob, in blocks, unchecked; each connection goes on where the last one broke.
+
+    Raises `NoRangesError`, before the first block, where that is not all of the blob and the server sends no parts.
+    """
+    return _Blob(session, descriptor, lambda _: None, stop).stretch(start, end)
 
 
 class _Raw(io.RawIOBase):
@@ -89,6 +97,10 @@ class _Blob:
                 self._check(Digest(state.hexdigest()))
             yield block
 
+    def stretch(self, start: int, end: int) -> Iterator[bytes]:
+        """Some of the bytes in order, unchecked."""
+        return self._serially(start, end, self._stop, only_ranges=(start, end) != (0, self._descriptor.size))
+
     def _small(self) -> bytes:
         """All of a small blob. What is wrong once may have been damaged on the way, and is fetched again."""
         for last in (False, True):
@@ -114,7 +126,7 @@ class _Blob:
                     reached += len(block)
                     yield block
                 return
-            except _NoRangesError:
+            except NoRangesError:
                 pass
         yield from self._serially(reached, self._descriptor.size, self._stop)
 
@@ -154,6 +166,7 @@ class _Blob:
         """One connection after the other, each from where the last one broke."""
         patience = self._session.patience(stop)
         reached = start
+        denied = False
         while reached < end:
             before = reached
             try:
@@ -163,13 +176,18 @@ class _Blob:
                     yield block
             except TransientError as error:
                 patience.failed(error, progressed=reached > before)
+            except DeniedElsewhereError:
+                # the address that the registry sends to may have expired on the way there: it names a fresh one
+                if denied and reached == before:
+                    raise
+                denied = True
 
     def _once(self, start: int, end: int, only_ranges: bool) -> Iterator[bytes]:
         whole = start == 0 and end == self._descriptor.size
         headers = {} if whole else {"range": f"bytes={start}-{end - 1}"}
         with self._session.open(self._url, headers) as response:
             if response.status == 200 and only_ranges:
-                raise _NoRangesError
+                raise NoRangesError(f"{redact(self._url)}: the server sends no parts")
             skip = self._check_headers(response, start, end)
             left = end - start
             while block := response.read1(READ, decode_content=False):
@@ -198,7 +216,7 @@ class _Blob:
         elif end == size:
             expected = size
         else:
-            raise _NoRangesError
+            raise NoRangesError(f"{redact(self._url)}: the server sends no parts")
         length = response.headers.get("content-length", "").strip()
         if length and length != str(expected):
             raise TransientError(f"{redact(self._url)}: it says that it sends {length[:20]} bytes, not {expected}")

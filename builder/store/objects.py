@@ -162,6 +162,17 @@ class Store:
             path.rename(target)
             _sync_directory(target.parent)
 
+    def records(self, kind: str) -> Iterator[tuple[float, dict[str, Any]]]:
+        """All records of a kind that can be read, each with the time of its last use in seconds since 1970."""
+        folder = self.root / "records" / locks.file_name(kind)
+        with _explained(self.root):
+            names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        for name in names:
+            with suppress(OSError):
+                used = (folder / name).stat().st_mtime
+                if (document := read_record(folder / name)) is not None:
+                    yield used, document
+
     def partial(self, digest: Digest) -> Path:
         """Where a download may keep what it has between runs; whoever writes it holds `locked(partial_lock(digest))`.
 
