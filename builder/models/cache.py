@@ -90,6 +90,10 @@ class Remembering:
         """The manifests whose subject is `digest`."""
         return self.source.referrers(digest)
 
+    def find(self, tag: str) -> Descriptor | None:
+        """What a tag stands for; None if there is none."""
+        return self.source.find(tag)
+
     def _noted(self, descriptor: Descriptor) -> Descriptor:
         self.manifest(descriptor)
         return descriptor

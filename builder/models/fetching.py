@@ -83,7 +83,7 @@ class Open:
 class Ranged(Protocol):
     """A source that can be asked for a part of a blob; it raises `NoRangesError` if the server cannot."""
 
-    def read(self, descriptor: Descriptor, start: int, end: int, stop: Stop | None = None) -> Iterator[bytes]: ...
+    def ranges(self, descriptor: Descriptor, start: int, end: int, stop: Stop | None = None) -> Iterator[bytes]: ...
 
 
 class Fetcher:
@@ -93,6 +93,7 @@ class Fetcher:
         self._source = source
         self._stop = stop
         self._advance = advance
+        self._answered = False
 
     def fetch(self, wanted: Sequence[tuple[Open, Sequence[int]]]) -> None:
         """These chunks (in ascending order) are there afterwards.
@@ -202,10 +203,21 @@ class Fetcher:
         return True
 
     def _read(self, chunked: Chunked, start: int, end: int) -> Iterator[bytes]:
+        """The bytes in order. An address that the registry sends to may expire on the way there: it names a fresh one."""
+        from builder.registry.session import DeniedElsewhereError
+
         assert isinstance(self._source, Ranged)
-        for block in self._source.read(chunked.blob, start, end, self._stop):
-            self._advance(len(block))
-            yield block
+        for last in (False, True):
+            try:
+                for block in self._source.ranges(chunked.blob, start, end, self._stop):
+                    self._answered = True
+                    self._advance(len(block))
+                    start += len(block)
+                    yield block
+                return
+            except DeniedElsewhereError:
+                if last or not self._answered:
+                    raise
 
     def _stream(self, opened: Open) -> None:
         """All of a file by one request, since its place does not give parts; others of its requests wait and find it done."""

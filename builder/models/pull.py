@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,18 +88,22 @@ class Pulling:
         With `ready_file`, that file is there when and only when the folder is complete. Raises `FolderError`,
         `WrongModelError` where what is published is not what it says, and what the source raises.
         """
-        placing.check(folder, self.force)
+        self.begin(folder)
         files = selected(model.artifact.files, self.subset)
         if placing.is_whole(folder, model.digest, files, read=self.read):
             self._tell(model.digest)
             return Pulled(folder, model.digest, files, Moved(present=sum(file.size for file in files)), False, None)
-        if self.ready_file is not None and placing.held(folder) is None:
-            with _explained(self.ready_file):
-                self.ready_file.unlink(missing_ok=True)
         moved = self.bring(model, files)
         how = placing.place(self.store, model.digest, files, folder, self.how, force=self.force)
         self._tell(model.digest)
         return Pulled(folder, model.digest, files, moved, True, how)
+
+    def begin(self, folder: Path) -> None:
+        """Before anything is asked of the network: the folder may be used, and is called ready only if it holds some model."""
+        placing.check(folder, self.force)
+        if self.ready_file is not None and placing.held(folder) is None:
+            with _explained(self.ready_file):
+                self.ready_file.unlink(missing_ok=True)
 
     def bring(self, model: Published, files: Sequence[ModelFile]) -> Moved:
         """These files are in the store afterwards."""
@@ -134,6 +136,8 @@ def selected(files: Sequence[ModelFile], subset: Sequence[str]) -> tuple[ModelFi
     names = [file.path for file in files]
     for pattern in subset:
         if not fnmatch.filter(names, pattern):
+            import difflib  # takes long to import, and few need it
+
             near = difflib.get_close_matches(pattern, names, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:8])}{' …' if names[8:] else ''}"
             raise UsageError(f"no file of the model matches {pattern!r}", hint=hint)

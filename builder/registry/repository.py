@@ -109,7 +109,7 @@ class Repository:
         """The bytes of a blob as a stream; parts of a big one are fetched ahead, in about 25 MiB of memory."""
         return stream(self._session, descriptor, self._advance)
 
-    def read(self, descriptor: Descriptor, start: int, end: int, stop: Stop | None = None) -> Iterator[bytes]:
+    def ranges(self, descriptor: Descriptor, start: int, end: int, stop: Stop | None = None) -> Iterator[bytes]:
         """The bytes `start` up to `end` of a blob, in blocks; nothing checks them here, and `advance` is not told.
 
         Raises `NoRangesError`, before the first block, where the server sends all of a blob or nothing of it.

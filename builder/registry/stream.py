@@ -17,7 +17,7 @@ from builder.client import READ, TransientError, redact
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop
-from builder.registry.session import DeniedElsewhereError, RegistryError, Session
+from builder.registry.session import RegistryError, Session
 
 AHEAD_FROM = 32 << 20
 PART = 2 << 20
@@ -166,7 +166,6 @@ class _Blob:
         """One connection after the other, each from where the last one broke."""
         patience = self._session.patience(stop)
         reached = start
-        denied = False
         while reached < end:
             before = reached
             try:
@@ -176,11 +175,6 @@ class _Blob:
                     yield block
             except TransientError as error:
                 patience.failed(error, progressed=reached > before)
-            except DeniedElsewhereError:
-                # the address that the registry sends to may have expired on the way there: it names a fresh one
-                if denied and reached == before:
-                    raise
-                denied = True
 
     def _once(self, start: int, end: int, only_ranges: bool) -> Iterator[bytes]:
         whole = start == 0 and end == self._descriptor.size
