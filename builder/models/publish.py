@@ -79,14 +79,15 @@ def _opener(descriptor: Descriptor, local: LocalModelFile) -> Callable[[], Abstr
         try:
             file = local.location.open("rb", buffering=0)
         except OSError as error:
-            raise _changed(local.location, error.strerror or str(error)) from error
-        with Checked(file, descriptor, lambda why: _changed(local.location, why)) as stream:
+            raise changed(local.location, error.strerror or str(error)) from error
+        with Checked(file, descriptor, lambda why: changed(local.location, why)) as stream:
             yield stream  # type: ignore[misc]
 
     return opened
 
 
-def _changed(location: Path, why: str) -> ChangedFileError:
+def changed(location: Path, why: str) -> ChangedFileError:
+    """What is raised for a file whose bytes are not those of its digest any more."""
     return ChangedFileError(f"{location}: it is not what it was when it was locked: {why}")
 
 
