@@ -20,8 +20,8 @@ Choice = Literal["auto"] | bool
 
 NAMES = ("none", "base", "runtime", "devel")
 DEVEL_SINCE = Version("13.0")
-BUILD_PACKAGES = ("g++",)
-"""The Debian packages of the compiler that nvcc needs beside it."""
+BUILD_PACKAGES = ("dash", "g++")
+"""The Debian packages that nvcc needs beside it: the compiler, and the shell through which it is started."""
 _LIBRARIES = ("libc6", "libstdc++6")
 
 _BASE = ("cudart",)

@@ -34,7 +34,7 @@ def merge(origins: Iterable[Origin]) -> tuple[Entry, ...]:
     for origin in origins:
         for entry in origin.entries:
             other = found.setdefault(entry.path, (entry, origin.name))
-            if other[0] is not entry and not _same(other[0], entry):
+            if other[0] is not entry and not same(other[0], entry):
                 raise CollisionError(f"{other[1]} and {origin.name} both bring /{entry.path}, with different content")
     for path in list(found):
         _add_parents(path, found)
@@ -52,7 +52,8 @@ def _add_parents(path: str, found: dict[str, tuple[Entry, str]]) -> None:
         parent = parent.rpartition("/")[0]
 
 
-def _same(one: Entry, other: Entry) -> bool:
+def same(one: Entry, other: Entry) -> bool:
+    """Whether two entries of one path are one; of folders, the mode does not count."""
     if (one.kind, one.size, one.linkname) != (other.kind, other.size, other.linkname):
         return False
     return one.kind is not Kind.FILE or (one.mode == other.mode and _equal(one.content, other.content))

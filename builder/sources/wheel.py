@@ -81,7 +81,7 @@ def install(path: Path, archive: str, name: str, version: str, python: str) -> W
         if f"{dist_info}/entry_points.txt" in members:
             files += _entry_points(metadata.text(f"{dist_info}/entry_points.txt"), archive)
     site = site_packages(python)
-    files.append(_generated(f"{site}/{dist_info}/INSTALLER", _INSTALLER))
+    files.append(generated(f"{site}/{dist_info}/INSTALLER", _INSTALLER))
     _check_unique([*(file.entry.path for file in files), f"{site}/{dist_info}/RECORD"], archive)
     modules = sorted(
         file.entry.path
@@ -231,7 +231,7 @@ def _installed(
         line, newline, rest = data.partition(b"\n")
         if shebang := _SHEBANG.fullmatch(line.rstrip(b"\r")):
             command = b" ".join(filter(None, (INTERPRETER.encode(), shebang[1].strip())))
-            return _generated(place, b"#!" + command + newline + rest, 0o755)
+            return generated(place, b"#!" + command + newline + rest, 0o755)
     mode = 0o755 if is_script or member.executable else 0o644
     content = member.content(path, archive, check)
     return Installed(Entry(place, mode=mode, content=content), recorded)
@@ -265,7 +265,7 @@ def _entry_points(text: str, archive: str) -> list[Installed]:
             named = _SCRIPT_NAME.fullmatch(name) and name not in (".", "..") and len(name.encode()) <= _MAX_SCRIPT_NAME
             if not match or not named:
                 raise HostileInputError(f"{archive}: the entry point {name!r} = {reference!r} cannot be a script")
-            scripts.append(_generated(f"{VENV}/bin/{name}", _script(match["module"], match["attribute"]), 0o755))
+            scripts.append(generated(f"{VENV}/bin/{name}", _script(match["module"], match["attribute"]), 0o755))
     return scripts
 
 
@@ -281,7 +281,8 @@ def _script(module: str, attribute: str) -> bytes:
     ).encode()
 
 
-def _generated(path: str, data: bytes, mode: int = 0o644) -> Installed:
+def generated(path: str, data: bytes, mode: int = 0o644) -> Installed:
+    """A file that no wheel has, with its row for RECORD."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
     return Installed(Entry(path, mode=mode, content=Inline(data)), (f"sha256={digest}", str(len(data))))
 

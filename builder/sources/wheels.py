@@ -15,7 +15,7 @@ from builder.lock import FORMAT, LockedWheel
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.plan import LinksLayer, WheelLayer
-from builder.sources import bytecode, slim, wheel
+from builder.sources import bytecode, shadowed, slim, wheel
 from builder.sources.bytecode import Compiled, Interpreter, Limit
 from builder.store import Store
 
@@ -37,8 +37,12 @@ class Compiler:
 def entries(layer: WheelLayer, store: Store, compiler: Compiler | None) -> tuple[Entry, ...]:
     """All entries of a layer of wheels; the wheels are in the store."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        installed = pool.map(lambda locked: _installed(locked, layer.python, store, compiler), layer.wheels)
-        return merge(Origin(locked.file.path, entries) for locked, entries in zip(layer.wheels, installed, strict=True))
+        found = list(pool.map(lambda locked: _installed(locked, layer.python, store, compiler), layer.wheels))
+    files = shadowed.settled([(locked.name, each) for locked, (each, _) in zip(layer.wheels, found, strict=True)])
+    return merge(
+        Origin(each.archive, wheel.with_record(each, compiled))
+        for each, (_, compiled) in zip(files, found, strict=True)
+    )
 
 
 def links(layer: LinksLayer, store: Store) -> tuple[Entry, ...]:
@@ -60,7 +64,9 @@ def _files(locked: LockedWheel, python: str, store: Store) -> wheel.WheelFiles:
     return slim.slimmed(files, locked.drop) if locked.drop else files
 
 
-def _installed(locked: LockedWheel, python: str, store: Store, compiler: Compiler | None) -> tuple[Entry, ...]:
+def _installed(
+    locked: LockedWheel, python: str, store: Store, compiler: Compiler | None
+) -> tuple[wheel.WheelFiles, Sequence[Entry]]:
     path = store.path(locked.file.digest)
     files = wheel.install(path, locked.file.path, locked.name, locked.version, python)
     compiled = _bytecode(locked, files, store, compiler) if compiler is not None and files.sources else ()
@@ -68,7 +74,7 @@ def _installed(locked: LockedWheel, python: str, store: Store, compiler: Compile
         files = slim.slimmed(files, locked.drop)
         left = set(files.sources)
         compiled = [entry for entry in compiled if slim.bytecode_of(entry.path) in left]
-    return wheel.with_record(files, compiled)
+    return files, compiled
 
 
 def _bytecode(locked: LockedWheel, files: wheel.WheelFiles, store: Store, compiler: Compiler) -> Sequence[Entry]:
