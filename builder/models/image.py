@@ -31,7 +31,7 @@ from builder.store import Store
 
 FOLDER = "models"
 """Where the files are in the image: KServe looks there."""
-MODEL_DIGEST = "vnd.layerwright.model.digest"
+MODEL_DIGEST = "vnd.layerwright.of-model"
 """The annotation and label with the digest of the artifact that has the same files."""
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 PLATFORMS = (Platform("linux", "amd64"), Platform("linux", "arm64"))
