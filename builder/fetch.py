@@ -15,7 +15,7 @@ from builder.oci.digest import Digest
 from builder.parallel import Stop, for_each
 from builder.progress import Progress, Task, human_size
 from builder.store import Store, free_bytes, hash_of, partial_lock
-from builder.transfer import Lane, download, forget, settle
+from builder.transfer import Lane, Opener, download, forget, settle
 
 __all__ = ["Client", "Fetcher", "NotFoundError", "Origins", "TransientError", "redact"]
 
@@ -43,7 +43,7 @@ class Fetcher:
         self,
         store: Store,
         origins: Origins,
-        client: Client,
+        client: Opener,
         progress: Progress,
         *,
         offline: bool = False,

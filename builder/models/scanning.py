@@ -13,8 +13,8 @@ from typing import BinaryIO
 from builder.errors import BuilderError, StoreError
 from builder.models import index as indexes
 from builder.models.cuts import cuts
-from builder.models.formats import safetensors
-from builder.models.values import CHUNK_SIZE, FileIndex, Header, LocalModelFile, ModelFile, ModelIndex
+from builder.models.formats import format_of, read_header
+from builder.models.values import CHUNK_SIZE, FileIndex, LocalModelFile, ModelFile, ModelIndex
 from builder.parallel import Stop, for_each
 from builder.progress import Progress
 from builder.store import Store
@@ -65,7 +65,7 @@ def scan(
     try:
         with location.open("rb", buffering=0) as file:
             before = _state(file)
-            header = _header(location, name)
+            header = read_header(location, name)
             offsets = cuts(before[0], CHUNK_SIZE, header)
             sha256, chunks = _hashed(file, offsets, advance, stop)
             if _state(file) != before or file.read(1):
@@ -99,15 +99,7 @@ def remember(store: Store | None, scanned: FileIndex) -> None:
 
 def _key(file: ModelFile) -> str:
     """One for each digest and way of reading the header, which the name's ending decides."""
-    return f"{_RECORDS}-{file.sha256}-{_format(file.path) or 'plain'}"
-
-
-def _format(name: str) -> str | None:
-    return "safetensors" if name.lower().endswith(".safetensors") else None
-
-
-def _header(location: Path, name: str) -> Header | None:
-    return safetensors.read_header(location, name) if _format(name) else None
+    return f"{_RECORDS}-{file.sha256}-{format_of(file.path) or 'plain'}"
 
 
 def _hashed(

@@ -105,6 +105,23 @@ class Catalogue:
             return None
         return offer.url
 
+    def offers(self, project: str) -> Mapping[str, Offer]:
+        """The files of a project by their names, each as the first index says that has it.
+
+        Raises `FetchError` if no index has a page for the project.
+        """
+        found: dict[str, Offer] = {}
+        missing: list[FetchError] = []
+        for index in self.indexes:
+            try:
+                for name, offer in self._page(index, project).items():
+                    found.setdefault(name, offer)
+            except FetchError as error:
+                missing.append(error)
+        if not found and missing:
+            raise missing[0]
+        return found
+
     def size(self, name: str, sha256: str) -> int | None:
         """The size of a wheel as an index tells it, or as it is measured there."""
         for index in self.indexes:
