@@ -146,5 +146,5 @@ def _documents(images: Sequence[Image], plan: Plan, store: Store) -> Converted:
     for image in images:
         described = Descriptor(spec.CONFIG, store.put(image.config), len(image.config))
         layers = tuple(index.Layer(layer.blob, layer.ztoc) for layer in image.layers)
-        plain.append(PlainImage(image.platform, described, layers, plan.soci.span_size))
+        plain.append(PlainImage(image.platform, described, layers, plan.soci.span_size, dict(plan.annotations)))
     return index.convert(plain)

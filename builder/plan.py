@@ -29,6 +29,8 @@ from builder.oci.spec import Platform
 
 LARGE_WHEEL = 64 << 20
 """Wheels of at least this many bytes are layers of their own: a rule of the format."""
+MODEL = "vnd.layerwright.model."
+"""How the annotation of an image's manifest begins that names one of its models; its value is the artifact's digest."""
 _MAX_LARGE = 96
 _BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -104,12 +106,15 @@ class Plan:
     created: str
     platforms: tuple[PlatformPlan, ...]
     soci: SociSettings
+    annotations: tuple[tuple[str, str], ...] = ()
+    """Those of every manifest: the image's models, by the digests of their artifacts."""
 
 
 def plan(lock: Lock) -> Plan:
     """The plan of a lock."""
     platforms = tuple(_platform(lock, platform) for platform in lock.platforms)
-    return Plan(lock.name, lock.created, platforms, lock.soci)
+    annotations = tuple(sorted((f"{MODEL}{model.name}", model.manifest) for model in lock.models))
+    return Plan(lock.name, lock.created, platforms, lock.soci, annotations)
 
 
 def inputs(layer: Layer) -> tuple[tuple[str, int], ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
@@ -18,8 +17,8 @@ from builder.lock import (
     LockedCuda,
     LockedDebian,
     LockedFile,
-    LockedInclude,
     LockedLocal,
+    LockedModel,
     LockedPlatform,
     LockedPython,
     LockedTemplate,
@@ -30,65 +29,35 @@ from builder.oci import spec
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
-from builder.profile import PYTHON_OF, Cuda, LoadedProfile, Profile, Python
+from builder.own import Local
+from builder.profile import PYTHON_OF, Cuda, LoadedProfile, Model, Profile, Python
 from builder.progress import Progress
-from builder.sources import local, requirements
+from builder.sources import requirements
 from builder.sources.requirements import Requirements
 from builder.sources.simple import Catalogue
 
 if TYPE_CHECKING:
     from builder.cuda.flavours import Asked
+    from builder.models.sources import Means
     from builder.sources.debian import Archive
     from builder.sources.target import Target
     from builder.store import Store
 
 _ALWAYS = ("base-files",)
-_MAX_TEMPLATE = 16 << 20
 _NO_UPGRADE: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Places:
     """Where inputs are looked up, and the architecture of this machine in the words of an OCI platform; where a decision
-    depends on what is in an input, `ensure` brings it into `store`."""
+    depends on what is in an input, `ensure` brings it into `store`. `means` is what models need, where there are any."""
 
     archives: Mapping[str, Archive]
     catalogue: Catalogue
     architecture: str
     store: Store
     ensure: Callable[[Iterable[LockedFile]], None]
-
-
-@dataclass(frozen=True)
-class Local:
-    """What a lock takes from the profile's own folder, as it is now; `rendered` are the templates by place."""
-
-    includes: tuple[LockedInclude, ...]
-    files: tuple[LockedLocal, ...]
-    templates: tuple[LockedTemplate, ...]
-    rendered: Mapping[str, bytes]
-
-
-def read_local(loaded: LoadedProfile) -> Local:
-    """Reads, hashes and renders all local inputs of a profile."""
-    copies = [
-        local.Copy(item.source, item.to, str(item.mode) if item.mode is not None else None, item.exclude)
-        for item in loaded.profile.files
-    ]
-    files = local.scan(loaded.root, copies)
-    templates, rendered = [], {}
-    for item in loaded.profile.templates:
-        from builder.render import render  # it takes long to import, and few profiles have templates
-
-        source = _template(loaded.root, item.source)
-        text = render(source, loaded.profile.template_values, item.source)
-        rendered[item.to] = text
-        digest, size = Digest.of(text).hex, len(text)
-        templates.append(
-            LockedTemplate(item.to, item.source, str(item.mode), Digest.of(source.encode()).hex, digest, size)
-        )
-    includes = tuple(LockedInclude(include.source, include.sha256) for include in loaded.includes)
-    return Local(includes, files, tuple(sorted(templates)), rendered)
+    means: Means | None = None
 
 
 def resolve(
@@ -112,7 +81,7 @@ def resolve(
         for platform in sorted(profile.platforms)
     )
     if isinstance(upgrade, frozenset):
-        _check_known(upgrade, platforms)
+        _check_known(upgrade, platforms, profile.models)
     lock = Lock(
         name=profile.name,
         profile=str(profile.digest),
@@ -121,6 +90,7 @@ def resolve(
         includes=found.includes,
         files=found.files,
         templates=found.templates,
+        models=_models(profile, found, places, previous, upgrade),
         image=_execution(profile),
         soci=_soci(profile),
     )
@@ -139,6 +109,10 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
         reasons.append("the profile has changed")
     reasons += _differences("file", lock.files, found.files)
     reasons += _differences("template", lock.templates, found.templates)
+    if profile.models or lock.models:
+        from builder.models import locking  # it takes long to import, and few profiles have models
+
+        reasons += locking.differences(profile.models, lock.models, found.models)
     if lock.includes != found.includes and not reasons:
         reasons.append("a profile that it extends has changed")
     for locked in lock.platforms:
@@ -341,24 +315,23 @@ def _upstream(version: str) -> str:
     return re.split(r"[-+~]", version.rpartition(":")[2])[0]
 
 
-def _template(root: Path, source: str) -> str:
-    path = root / source
-    try:
-        if path.stat().st_size > _MAX_TEMPLATE:
-            raise BuilderError(f"templates: {source} is larger than 16 MiB", hint="put it under `files`")
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise BuilderError(
-            f"templates: {source}: {error.strerror or error}", hint="correct `from` in the profile"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise BuilderError(f"templates: {source} is not UTF-8", hint="put it under `files`") from error
+def _models(
+    profile: Profile, found: Local, places: Places, previous: Lock | None, upgrade: bool | frozenset[str]
+) -> tuple[LockedModel, ...]:
+    if not profile.models:
+        return ()
+    from builder.models import locking
+
+    assert places.means
+    before = previous.models if previous else ()
+    return locking.lock_models(profile.models, found.models, places.means, before, upgrade)
 
 
-def _check_known(names: frozenset[str], platforms: Sequence[LockedPlatform]) -> None:
+def _check_known(names: frozenset[str], platforms: Sequence[LockedPlatform], models: Sequence[Model]) -> None:
     debs = {deb.name for item in platforms if item.debian for deb in item.debian.packages}
     wheels = {wheel.name for item in platforms for wheel in item.wheels}
-    if unknown := sorted(name for name in names if name not in debs and canonicalize_name(name) not in wheels):
+    others = debs | {model.name for model in models}
+    if unknown := sorted(name for name in names if name not in others and canonicalize_name(name) not in wheels):
         raise BuilderError(
             f"nothing named {', '.join(unknown)} is in the lock", hint="`build plan` lists what is in it"
         )

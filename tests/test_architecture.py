@@ -32,7 +32,7 @@ FLOORS = (
     ("places", "sources"),
     ("binaries", "models"),
     ("packing", "sbom"),
-    ("attach", "signing"),
+    ("attach", "own", "signing"),
     ("papers",),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "verify"),
     ("cli",),

@@ -20,8 +20,9 @@ from builder import lock as locks
 from builder import profile as profiles
 from builder.errors import OfflineError
 from builder.lock import Lock
+from builder.own import read_local
 from builder.progress import Silent
-from builder.resolve import Places, read_local, resolve, staleness
+from builder.resolve import Places, resolve, staleness
 from builder.sources.indexes import Indexes
 from builder.sources.simple import Catalogue
 from builder.store import Store

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # HTTP takes longer to import than `--help` may take
     from builder.client import Client
     from builder.fetch import Fetcher, Origins
     from builder.store import Store
+    from builder.transfer import Opener
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,15 @@ class Context:
 
         return Client(self.settings.network)
 
-    def fetcher(self, origins: Origins) -> Fetcher:
-        """A fetcher into the store, for files of these origins."""
+    def fetcher(self, origins: Origins, client: Opener | None = None) -> Fetcher:
+        """A fetcher into the store, for files of these origins; its requests are sent by `client` if one is given."""
         from builder.fetch import Fetcher
 
         settings = self.settings
         return Fetcher(
             self.store,
             origins,
-            self.client,
+            client or self.client,
             self.progress,
             offline=settings.offline,
             jobs=settings.jobs,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder import lock as locks
 from builder import plan as plans
@@ -20,15 +21,19 @@ from builder.fetch import Fetcher
 from builder.image import Assembled, BuiltLayer
 from builder.lock import Lock
 from builder.oci import files
+from builder.own import Local, read_local
 from builder.packing import Folder
 from builder.profile import PYTHON_OF, LoadedProfile
-from builder.resolve import Local, Places, read_local, resolve, staleness
+from builder.resolve import Places, resolve, staleness
 from builder.sources import apt, indexes
 from builder.sources.apt import Mirror
 from builder.sources.indexes import Indexes
 from builder.sources.origins import ConfiguredOrigins
 from builder.sources.simple import ORIGIN as PYPI
 from builder.sources.simple import Catalogue
+
+if TYPE_CHECKING:
+    from builder.models.sources import Means
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -46,7 +51,7 @@ class Work:
     def open(cls, context: Context, path: Path) -> Work:
         """Reads the profile at `path`."""
         loaded = profiles.read(path)
-        return cls(context, loaded, read_local(loaded), path.with_suffix(".lock.json"))
+        return cls(context, loaded, read_local(loaded, context.store, context.progress), path.with_suffix(".lock.json"))
 
     def read_lock(self) -> Lock | None:
         """The lock beside the profile, whatever profile it belongs to; None if there is none."""
@@ -64,7 +69,7 @@ class Work:
         lock = resolve(
             self.loaded,
             self.local,
-            _places(self.context),
+            _places(self.context, self.means),
             created=_now(self.context),
             previous=previous,
             upgrade=upgrade,
@@ -104,6 +109,15 @@ class Work:
         return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, jobs(), ready)
 
     @property
+    def means(self) -> Means | None:
+        """What the models of the profile need, where there are any."""
+        if not self.loaded.profile.models:
+            return None
+        from builder.cli.means import means_of  # it takes long to import, and few profiles have models
+
+        return means_of(self.context, self.loaded.root)
+
+    @property
     def fetcher(self) -> Fetcher:
         """What brings inputs of locks into the store."""
         return fetcher(self.context)
@@ -115,19 +129,24 @@ def fetcher(context: Context) -> Fetcher:
     return context.fetcher(ConfiguredOrigins(mirrors, catalogue))
 
 
+def catalogue(context: Context) -> Catalogue:
+    """What the configured package indexes offer."""
+    return _origins(context)[1]
+
+
 def platform_name() -> str:
     """This machine's architecture in the words of an OCI platform."""
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
-def _places(context: Context) -> Places:
+def _places(context: Context, means: Means | None = None) -> Places:
     from builder.sources.debian import Archive  # what only resolving needs takes long to import
 
     _, catalogue = _origins(context)
     get = _get(context)
     now = datetime.fromtimestamp(context.clock(), UTC)
     archives = {suite: Archive(_mirrors(context, suite), get, now) for suite in PYTHON_OF}
-    return Places(archives, catalogue, platform_name(), context.store, fetcher(context).ensure)
+    return Places(archives, catalogue, platform_name(), context.store, fetcher(context).ensure, means)
 
 
 def _origins(context: Context) -> tuple[Mapping[str, Mirror], Catalogue]:

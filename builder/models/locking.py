@@ -1,0 +1,224 @@
+"""The models of a profile and their lock: files by digest, and the digest of the artifact that they are published as."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from builder.errors import StaleLockError
+from builder.lock import LockedModel, LockedModelFile
+from builder.models import sources
+from builder.models.artifact import EncodedModel, encode
+from builder.models.describe import Description
+from builder.models.scanning import ChangedFileError, known, model_index
+from builder.models.sources import Means, Wanted, local
+from builder.models.values import LocalModelFile, ModelFile
+from builder.oci import spec
+from builder.oci.digest import Digest
+from builder.profile import Model
+from builder.profile.models import scheme_of
+from builder.progress import Progress
+from builder.store import Store, hash_of
+
+CONVERTER = 1
+"""The number of the rules by which weights are converted: another number makes other bytes."""
+_CONVERSION = "model-conversion"
+
+Files = Mapping[str, tuple[LockedModelFile, ...]]
+"""What the folders of models hold now, by the models' names."""
+
+
+def scan_local(models: Sequence[Model], root: Path, store: Store | None, progress: Progress) -> Files:
+    """The files of the models that lie in folders, as they are now; read only where something touched them."""
+    found = {}
+    for model in models:
+        if scheme_of(model.source) is None:
+            files = local.scan(root, model.source, _wanted(model), store, progress)
+            found[model.name] = tuple(map(_locked, files))
+    return found
+
+
+def request(model: Model) -> str:
+    """The digest of what is asked for: equal requests have equal answers, unless somebody asks for newer ones."""
+    document = {
+        "from": model.source,
+        "include": list(model.include),
+        "exclude": list(model.exclude),
+        "precision": model.precision,
+        "licenses": list(model.licenses),
+    }
+    return str(Digest.of(spec.encode(document)))
+
+
+def lock_models(
+    models: Sequence[Model],
+    now: Files,
+    means: Means,
+    previous: Sequence[LockedModel] = (),
+    upgrade: bool | frozenset[str] = False,
+) -> tuple[LockedModel, ...]:
+    """The locks of models, sorted by name. One of `previous` stays where the same is asked for, its folder holds the same, and
+    `upgrade` (all, or these names) does not say otherwise; then nothing is looked up."""
+    before = {item.name: item for item in previous}
+    locked = []
+    for model in sorted(models, key=lambda item: item.name):
+        kept = before.get(model.name)
+        moving = upgrade is True or (upgrade and model.name in upgrade)
+        if kept and not moving and is_of(kept, model, now):
+            locked.append(kept)
+        else:
+            locked.append(_lock(model, means))
+    return tuple(locked)
+
+
+def is_of(locked: LockedModel, model: Model, now: Files) -> bool:
+    """Whether a locked model is what the profile asks for, and what its folder holds."""
+    same = now.get(model.name, locked.files) == locked.files
+    return same and locked.request == request(model) and locked.converter in (None, CONVERTER)
+
+
+def differences(models: Sequence[Model], locked: Sequence[LockedModel], now: Files) -> list[str]:
+    """Why the models of a lock are not those of a profile."""
+    then = {item.name: item for item in locked}
+    changed = []
+    for model in models:
+        item = then.pop(model.name, None)
+        if item is None:
+            changed.append(f"model {model.name} is new")
+        elif not is_of(item, model, now):
+            changed.append(f"model {model.name} has changed")
+    return sorted(changed + [f"model {name} is gone" for name in then])
+
+
+def materialise(
+    model: Model, locked: LockedModel, means: Means, needed: Sequence[LockedModelFile] | None = None
+) -> tuple[LocalModelFile, ...]:
+    """The published files of a locked model, `needed` ones (all) on this disk: fetched again, and converted again, where the
+    store does not have them.
+
+    Raises `StaleLockError` where that makes other bytes than are locked.
+    """
+    if not locked.converted:
+        wanted = locked.files if needed is None else needed
+        return sources.bring(model.source, locked, wanted, means)
+    wanted = locked.converted if needed is None else needed
+    if not all(means.store.has(Digest(file.sha256), file.size) for file in wanted):
+        files = sources.bring(model.source, locked, locked.files, means)
+        if _convert(files, locked.precision, means) != locked.converted:
+            raise StaleLockError(
+                f"model {model.name}: converting it to {locked.precision} makes other bytes than are locked"
+            )
+    return tuple(map(means.stored, wanted))
+
+
+def encoded(model: Model, locked: LockedModel, means: Means, needed: Sequence[LockedModelFile]) -> EncodedModel:
+    """The artifact of a locked model, with the `needed` files, and those that were never read here, on this disk.
+
+    Raises `StaleLockError` where it is not the one that is locked.
+    """
+    unread = [file for file in locked.published if known(means.store, _file(file)) is None]
+    wanted = tuple(file for file in locked.published if file in unread or file in needed)
+    here = {item.file.path: item for item in materialise(model, locked, means, wanted)}
+    files = tuple(here.get(file.path) or means.stored(file) for file in locked.published)
+    made = encode(files, model_index(files, means.store, means.progress), describe(locked))
+    if str(made.manifest.digest) != locked.manifest:
+        raise StaleLockError(
+            f"model {model.name}: it becomes the artifact {made.manifest.digest}, {locked.manifest} is locked",
+            hint="it was locked by another version of Layerwright: run `build lock`, and review the change of the lock",
+        )
+    return made
+
+
+def describe(locked: LockedModel) -> Description:
+    """What the artifact of a locked model says of itself: nothing but what is in the lock."""
+    revision = locked.source.rpartition("@")[2] if scheme_of(locked.source) in ("hf", "oci") else ""
+    return Description(
+        name=locked.name,
+        licenses=locked.licenses,
+        source=locked.source,
+        revision=revision,
+        base_name=locked.source if locked.converted else "",
+        base_digest=_base(locked) if locked.converted else "",
+    )
+
+
+def _base(locked: LockedModel) -> str:
+    """One digest for all files that a converted model was made of."""
+    return str(Digest.of(spec.encode({file.path: file.sha256 for file in locked.files})))
+
+
+def _lock(model: Model, means: Means) -> LockedModel:
+    collected = sources.collect(model.source, _wanted(model), means)
+    files = tuple(map(_locked, collected.files))
+    converted = _convert(collected.files, model.precision, means) if model.precision else ()
+    locked = LockedModel(
+        name=model.name,
+        source=collected.source,
+        request=request(model),
+        files=files,
+        manifest="",
+        wheel=collected.wheel,
+        licenses=model.licenses,
+        precision=model.precision or "",
+        converter=CONVERTER if model.precision else None,
+        converted=converted,
+    )
+    published = tuple(map(means.stored, converted)) or collected.files
+    made = encode(published, model_index(published, means.store, means.progress), describe(locked))
+    return replace(locked, manifest=str(made.manifest.digest))
+
+
+def _convert(files: Sequence[LocalModelFile], precision: str, means: Means) -> tuple[LockedModelFile, ...]:
+    """The files in another precision, all of them in the store; what was converted before is known."""
+    store = means.store
+    document = {
+        "files": [[file.file.path, file.file.sha256] for file in files],
+        "precision": precision,
+        "converter": CONVERTER,
+    }
+    key = Digest.of(spec.encode(document)).hex
+    if record := store.record(_CONVERSION, key):
+        return tuple(LockedModelFile(*row) for row in record["files"])
+    from builder.models.convert.converting import convert
+
+    rows = []
+    with store.workspace() as folder:
+        for item in convert(files, precision, folder):  # type: ignore[arg-type] # the profile's form allows no others
+            rows.append(_locked(item))
+            _keep(item, folder, store)
+    converted = tuple(sorted(rows))
+    objects = [f"sha256:{file.sha256}" for file in converted]
+    listed = [[file.path, file.sha256, file.size] for file in converted]
+    store.put_record(_CONVERSION, key, {"files": listed, "objects": objects})
+    return converted
+
+
+def _keep(item: LocalModelFile, folder: Path, store: Store) -> None:
+    """A converted file becomes an object, and so does one that was passed on as it was."""
+    digest = Digest(item.file.sha256)
+    if store.has(digest, item.file.size):
+        return
+    if item.location.is_relative_to(folder):
+        store.adopt(item.location, digest)
+        return
+    with store.temporary() as path:
+        shutil.copyfile(item.location, path)
+        with path.open("rb") as file:
+            found = hash_of(file.fileno())
+        if found != digest:
+            raise ChangedFileError(f"{item.location}: it changed while the model was converted")
+        store.adopt(path, digest)
+
+
+def _wanted(model: Model) -> Wanted:
+    return Wanted(model.include, model.exclude)
+
+
+def _locked(item: LocalModelFile) -> LockedModelFile:
+    return LockedModelFile(item.file.path, item.file.sha256, item.file.size)
+
+
+def _file(file: LockedModelFile) -> ModelFile:
+    return ModelFile(file.path, file.size, file.sha256)

@@ -1,0 +1,74 @@
+"""What a lock takes from the profile's own folder: files, templates as they are rendered, folders of models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder.errors import BuilderError
+from builder.lock import LockedInclude, LockedLocal, LockedTemplate
+from builder.oci.digest import Digest
+from builder.profile import LoadedProfile
+from builder.progress import Progress, Silent
+from builder.sources import local
+
+if TYPE_CHECKING:
+    from builder.models.locking import Files
+    from builder.store import Store
+
+_MAX_TEMPLATE = 16 << 20
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a lock takes from the profile's own folder, as it is now; `rendered` are the templates by place, `models` the files
+    of models that lie in folders by their names."""
+
+    includes: tuple[LockedInclude, ...]
+    files: tuple[LockedLocal, ...]
+    templates: tuple[LockedTemplate, ...]
+    rendered: Mapping[str, bytes]
+    models: Files = field(default_factory=dict)
+
+
+def read_local(loaded: LoadedProfile, store: Store | None = None, progress: Progress | None = None) -> Local:
+    """Reads, hashes and renders all local inputs of a profile; files of models that the `store` remembers are not read again."""
+    copies = [
+        local.Copy(item.source, item.to, str(item.mode) if item.mode is not None else None, item.exclude)
+        for item in loaded.profile.files
+    ]
+    files = local.scan(loaded.root, copies)
+    templates, rendered = [], {}
+    for item in loaded.profile.templates:
+        from builder.render import render  # it takes long to import, and few profiles have templates
+
+        source = _template(loaded.root, item.source)
+        text = render(source, loaded.profile.template_values, item.source)
+        rendered[item.to] = text
+        digest, size = Digest.of(text).hex, len(text)
+        templates.append(
+            LockedTemplate(item.to, item.source, str(item.mode), Digest.of(source.encode()).hex, digest, size)
+        )
+    includes = tuple(LockedInclude(include.source, include.sha256) for include in loaded.includes)
+    models: Files = {}
+    if loaded.profile.models:
+        from builder.models import locking  # it takes long to import, and few profiles have models
+
+        models = locking.scan_local(loaded.profile.models, loaded.root, store, progress or Silent())
+    return Local(includes, files, tuple(sorted(templates)), rendered, models)
+
+
+def _template(root: Path, source: str) -> str:
+    path = root / source
+    try:
+        if path.stat().st_size > _MAX_TEMPLATE:
+            raise BuilderError(f"templates: {source} is larger than 16 MiB", hint="put it under `files`")
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise BuilderError(
+            f"templates: {source}: {error.strerror or error}", hint="correct `from` in the profile"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BuilderError(f"templates: {source} is not UTF-8", hint="put it under `files`") from error
