@@ -7,9 +7,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote, urlsplit
-
-from urllib3.response import BaseHTTPResponse
 
 from builder.client import Client, Patience, origin, redact
 from builder.errors import BuilderError, FetchError
@@ -58,7 +57,7 @@ class Asking:
     headers: Mapping[str, str]
 
     @contextmanager
-    def open(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[BaseHTTPResponse]:
+    def open(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
         """As the client does."""
         own = self.headers if origin(url) == origin(self.url) else {}
         with self.client.open(url, {**(headers or {}), **own}) as response:
