@@ -73,7 +73,7 @@ HOMES = {
     "datetime.datetime.now": ("cli",),
     "datetime.datetime.today": ("cli",),
     "datetime.datetime.utcnow": ("cli",),
-    "os.environ": ("cli",),
+    "os.environ": ("cli", "models.ambient"),
     "os.environb": ("cli",),
     "os.getenv": ("cli",),
     "sys.argv": ("cli",),

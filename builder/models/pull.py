@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from builder.errors import BuilderError, UsageError
 from builder.models import artifact as artifacts
 from builder.models import cache, placing
 from builder.models.fetching import Chunked, Fetcher, WrongModelError
+from builder.models.patterns import matches
 from builder.models.placing import How
 from builder.models.values import ModelArtifact, ModelFile, ModelIndex
 from builder.models.whole import Bringing, Moved
@@ -70,7 +70,7 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Pulling:
-    """How a model is pulled. `subset` are patterns as in a shell, of which `*` also matches `/`; none means all files."""
+    """How a model is pulled. `subset` are patterns as `patterns.matches` reads them; none means all files."""
 
     store: Store
     progress: Progress
@@ -135,13 +135,13 @@ def selected(files: Sequence[ModelFile], subset: Sequence[str]) -> tuple[ModelFi
         return tuple(files)
     names = [file.path for file in files]
     for pattern in subset:
-        if not fnmatch.filter(names, pattern):
+        if not any(matches(name, [pattern]) for name in names):
             import difflib  # takes long to import, and few need it
 
             near = difflib.get_close_matches(pattern, names, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:8])}{' …' if names[8:] else ''}"
             raise UsageError(f"no file of the model matches {pattern!r}", hint=hint)
-    return tuple(file for file in files if any(fnmatch.fnmatchcase(file.path, pattern) for pattern in subset))
+    return tuple(file for file in files if matches(file.path, subset))
 
 
 @contextmanager

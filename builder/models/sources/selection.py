@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import posixpath
 from collections.abc import Iterable, Sequence
 
 from builder.errors import BuilderError
+from builder.models.patterns import matches
 from builder.models.sources import Wanted
 from builder.models.values import check_paths
 
@@ -42,17 +42,6 @@ def select(paths: Iterable[str], wanted: Wanted, where: str) -> tuple[str, ...]:
             hint="correct `from`, `include` or `exclude` of the model",
         )
     return check_paths(taken, where)
-
-
-def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a path, its name, or a folder that it is in matches one of the patterns."""
-    name = posixpath.basename(path)
-    return any(
-        fnmatch.fnmatchcase(name, pattern)
-        or fnmatch.fnmatchcase(path, pattern.rstrip("/"))
-        or fnmatch.fnmatchcase(path, f"{pattern.rstrip('/')}/*")
-        for pattern in patterns
-    )
 
 
 def _is_taken(path: str, wanted: Wanted) -> bool:

@@ -1,0 +1,69 @@
+"""The process that uses models as a library: its environment, as values. For it this is what `cli` is for commands."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder.settings import Settings, config_path
+from builder.store import Store
+
+if TYPE_CHECKING:
+    from builder.client import Client
+
+
+@dataclass(frozen=True)
+class Ambient:
+    """What opening a place needs: a `places.opening.Context`."""
+
+    settings: Settings
+    environ: Mapping[str, str]
+    plain_http: bool = False
+
+    @classmethod
+    def here(
+        cls,
+        *,
+        cache: Path | None = None,
+        offline: bool = False,
+        plain_http: bool = False,
+        environ: Mapping[str, str] | None = None,
+    ) -> Ambient:
+        """This process, or another `environ`: proxies, credentials and the place of the cache, as for commands."""
+        environ = os.environ if environ is None else environ
+        home = home_of(environ)
+        path = config_path(environ, home)
+        text = ""
+        with suppress(OSError, UnicodeDecodeError):
+            text = path.read_text(encoding="utf-8")
+        settings = Settings.parse(text, path, environ, home)
+        settings = replace(settings, store=cache or settings.store, offline=offline or settings.offline)
+        return cls(settings, environ, plain_http)
+
+    @cached_property
+    def store(self) -> Store:
+        """The cache."""
+        return Store(self.settings.store)
+
+    @cached_property
+    def client(self) -> Client:
+        """One client, so that connections are kept."""
+        from builder.client import Client
+
+        return Client(self.settings.network)
+
+
+def home_of(environ: Mapping[str, str]) -> Path:
+    """The user's home; containers run as users that no file knows, and theirs is `/`."""
+    if home := environ.get("HOME"):
+        return Path(home)
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return Path("/")

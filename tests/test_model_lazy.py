@@ -1,0 +1,236 @@
+"""Models are read by the tensor: only what is used is fetched, every byte is checked, and what was fetched is kept."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import faultregistry
+import judges
+import modelworld
+import numpy
+import pytest
+from faultregistry import FaultRegistry
+from hypothesis import given
+from hypothesis import strategies as some
+from registryworld import described, image, repository
+from registryworld import push as push_image
+from test_model_pull import found, published, push
+
+from builder.errors import UsageError
+from builder.models.cache import Remembering
+from builder.models.fetching import WrongModelError
+from builder.models.lazy import Model
+from builder.models.pull import Published, Pulling
+from builder.models.slices import Index, spans
+from builder.models.tensors import NoTypeError
+from builder.oci import spec
+from builder.progress import Silent
+from builder.store import Store
+
+CHANCE = random.Random(5)
+WEIGHTS = {f"layer.{number}.weight": ("U32", (2048, 1024), CHANCE.randbytes(8 << 20)) for number in range(4)}
+NORMS = {f"layer.{number}.norm": ("U32", (1024,), CHANCE.randbytes(4096)) for number in range(4)}
+TENSORS = dict(sorted((WEIGHTS | NORMS | {"odd": ("Q7", (7,), b"seven b")}).items()))
+FILES = {
+    "config.json": b'{"model_type": "test"}\n',
+    "model.safetensors": modelworld.safetensors({name: each for name, each in TENSORS.items() if name != "odd"}),
+}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("registry")
+    with judges.registry("docker-registry", folder / "registry") as address:
+        push(address, folder / "files", FILES)
+        yield address
+
+
+@pytest.fixture
+def way(registry: str) -> Iterator[FaultRegistry]:
+    with faultregistry.before(registry) as state:
+        yield state
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache")
+
+
+def moved(state: FaultRegistry) -> int:
+    """The bytes that were asked for in ranges."""
+    asked = [request.headers["range"] for request in state.requests("GET blobs") if request.headers["range"]]
+    bounds = [text.removeprefix("bytes=").split("-") for text in asked]
+    return sum(int(end) - int(start) + 1 for start, end in bounds)
+
+
+def array(name: str) -> numpy.ndarray:
+    _, shape, data = TENSORS[name]
+    return numpy.frombuffer(data, "uint32").reshape(shape)
+
+
+def test_a_tensor_is_fetched_alone(way: FaultRegistry, store: Store) -> None:
+    with Model(published(way.address, store), store) as model:
+        assert model.names("layer.2.*") == ("layer.2.norm", "layer.2.weight")
+        tensor = model.tensor("layer.2.weight")
+        assert (tensor.dtype, tensor.shape, tensor.nbytes) == ("U32", (2048, 1024), 8 << 20)
+        assert moved(way) == 0
+        assert numpy.array_equal(tensor.numpy(), array("layer.2.weight"))
+        assert moved(way) == 8 << 20
+        assert bytes(tensor.bytes()) == TENSORS["layer.2.weight"][2]
+        assert not tensor.numpy().flags.writeable
+        assert moved(way) == 8 << 20
+
+
+def test_half_of_every_tensor_is_half_of_the_bytes(way: FaultRegistry, store: Store) -> None:
+    with Model(published(way.address, store), store) as model:
+        for name in WEIGHTS:
+            assert numpy.array_equal(model.tensor(name)[1024:], array(name)[1024:])
+    assert moved(way) <= 0.51 * len(FILES["model.safetensors"])
+
+
+def test_what_was_fetched_is_kept(way: FaultRegistry, store: Store, tmp_path: Path) -> None:
+    with Model(published(way.address, store), store) as model:
+        model.tensor("layer.0.weight").numpy()
+    before = len(way.requests("GET blobs"))
+    with Model(published(way.address, store), store) as model:
+        assert numpy.array_equal(model.tensor("layer.0.weight").numpy(), array("layer.0.weight"))
+        assert len(way.requests("GET blobs")) == before
+        pulled = Pulling(store, Silent()).pull(model.published, tmp_path / "model")
+        assert pulled.moved.resumed == 8 << 20
+        assert pulled.moved.fetched == sum(map(len, FILES.values())) - (8 << 20)
+        assert found(tmp_path / "model") == FILES
+        before = len(way.requests("GET blobs"))
+        for name in WEIGHTS:
+            assert numpy.array_equal(model.tensor(name).numpy(), array(name))
+        assert len(way.requests("GET blobs")) == before
+
+
+def test_many_threads_fetch_a_chunk_once(way: FaultRegistry, store: Store) -> None:
+    way.decide = lambda request: faultregistry.slow
+    with Model(published(way.address, store), store) as model:
+        results: list[bool] = []
+
+        def read() -> None:
+            results.append(numpy.array_equal(model.tensor("layer.1.weight").numpy(), array("layer.1.weight")))
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [True] * 8
+    assert moved(way) == 8 << 20
+
+
+def test_prefetching(way: FaultRegistry, store: Store) -> None:
+    with Model(published(way.address, store), store) as model:
+        prefetch = model.prefetch("layer.3.*", "layer.0.norm")
+        assert prefetch.wait(30)
+        before = len(way.requests("GET blobs"))
+        for name in ("layer.3.weight", "layer.3.norm", "layer.0.norm"):
+            assert numpy.array_equal(model.tensor(name).numpy(), array(name))
+        assert len(way.requests("GET blobs")) == before
+        way.decide = faultregistry.always({"GET blobs": faultregistry.damaged_answer})
+        with pytest.raises(WrongModelError, match=r"model\.safetensors"):
+            model.prefetch("layer.1.*").wait(30)
+
+
+def test_files_and_folders(way: FaultRegistry, store: Store, tmp_path: Path) -> None:
+    with Model(published(way.address, store), store) as model:
+        assert [file.path for file in model.files] == sorted(FILES)
+        assert model.read("config.json") == FILES["config.json"]
+        assert moved(way) == 0
+        assert found(model.folder(tmp_path / "model")) == FILES
+        with pytest.raises(UsageError) as caught:
+            model.read("config.jsn")
+        assert caught.value.hint == "did you mean config.json?"
+        with pytest.raises(UsageError) as caught:
+            model.tensor("layer.0.weigth")
+        assert caught.value.hint == "did you mean layer.0.weight?"
+
+
+def test_a_server_without_ranges(way: FaultRegistry, store: Store) -> None:
+    way.decide = faultregistry.always({"GET blobs": faultregistry.no_ranges})
+    with Model(published(way.address, store), store) as model:
+        for name in WEIGHTS:
+            assert numpy.array_equal(model.tensor(name).numpy(), array(name))
+
+
+def test_wrong_bytes_are_never_given(way: FaultRegistry, store: Store) -> None:
+    model = Model(published(way.address, store), store)
+    way.decide = faultregistry.always({"GET blobs": faultregistry.damaged_answer})
+    with pytest.raises(WrongModelError, match="are not those of the model's index"):
+        model.tensor("layer.0.weight").numpy()
+    way.decide = lambda request: None
+    assert numpy.array_equal(model.tensor("layer.0.weight").numpy(), array("layer.0.weight"))
+
+
+def test_an_artifact_without_index_is_fetched_whole(way: FaultRegistry, store: Store) -> None:
+    """What `oras push` makes has nothing that could vouch for a part."""
+    pushed = image(FILES["model.safetensors"])
+    document = json.loads(pushed.manifest)
+    document["layers"][0]["annotations"] = {"org.opencontainers.image.title": "model.safetensors"}
+    named = type(pushed)(spec.encode(document), pushed.blobs)
+    push_image(repository(way.upstream, "plain"), named, "v1")
+    source = Remembering(store, "plain", lambda: repository(way.address, "plain", writing=False))
+    with Model(Published.open("plain", source, "v1"), store) as model:
+        assert numpy.array_equal(model.tensor("layer.3.weight").numpy(), array("layer.3.weight"))
+        assert store.has(described(FILES["model.safetensors"]).digest)
+
+
+def test_types_without_a_name_in_numpy(way: FaultRegistry, store: Store, tmp_path: Path) -> None:
+    data = modelworld.safetensors(
+        {"b": ("BF16", (2, 2), bytes(8)), "f": ("F8_E4M3", (3,), b"abc"), "e": ("F32", (0, 4), b"")}
+    )
+    push(way.upstream, tmp_path / "files", {"m.safetensors": data}, "types")
+    with Model(published(way.address, store, "types"), store) as model:
+        assert str(model.tensor("b").numpy().dtype) == "bfloat16"
+        assert bytes(model.tensor("f").bytes()) == b"abc"
+        assert model.tensor("e").numpy().shape == (0, 4)
+        odd = model.tensor("f")
+        object.__setattr__(odd.tensor, "dtype", "Q4_K")
+        with pytest.raises(NoTypeError, match="Q4_K"):
+            odd.numpy()
+
+
+INDICES = some.one_of(
+    some.integers(-9, 8),
+    some.slices(9),
+    some.just(...),
+    some.tuples(some.slices(9), some.integers(-3, 2)),
+    some.just(()),
+)
+
+
+@given(some.tuples(some.just(9), some.integers(1, 5), some.integers(1, 3)), INDICES)
+def test_an_index_needs_just_its_bytes(shape: tuple[int, ...], index: Index) -> None:
+    numbers = numpy.arange(int(numpy.prod(shape)), dtype="uint8").reshape(shape)
+    try:
+        taken = numbers[index]
+    except IndexError:
+        with pytest.raises(IndexError):
+            spans(shape, 8, index)
+        return
+    covered = {byte for start, end in spans(shape, 8, index) for byte in range(start, end)}
+    assert set(taken.ravel().tolist()) <= covered
+    if taken.size:
+        assert covered <= set(range(int(taken.min()), int(taken.max()) + 1))
+
+
+def test_columns_of_a_wide_matrix_are_separate_stretches() -> None:
+    shape = (4, 8 << 20)
+    assert spans(shape, 8, (slice(None), slice(0, 10))) == [(row * (8 << 20), row * (8 << 20) + 10) for row in range(4)]
+    assert spans((4096, 4096), 16, (slice(None), slice(0, 2048))) == [(0, 2 * 4096 * 4095 + 4096)]
+
+
+def test_importing_is_cheap() -> None:
+    """Programs in images pay for what they use: no HTTP, no numpy, before something is asked for."""
+    code = "import builder.models, sys; print(*sorted(set(sys.modules)), sep='\\n')"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"urllib3", "numpy", "click", "yaml", "jinja2", "asyncio", "difflib"} & set(loaded)
