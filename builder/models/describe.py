@@ -22,6 +22,14 @@ _PRECISION = {
     "F4": "float4",
 }
 _LEAST = 0.01
+
+PRECISIONS: Mapping[str, tuple[str, str]] = {
+    "fp16": ("float16", ""),
+    "bf16": ("bfloat16", ""),
+    "int8": ("int8", "compressed-tensors W8A16"),
+    "int8-dynamic": ("int8", "compressed-tensors W8A8"),
+}
+"""What is said of a model that was converted: its precision and its quantisation, by the name of the conversion."""
 _ANNOTATION = "org.opencontainers.image."
 
 

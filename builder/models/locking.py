@@ -11,7 +11,7 @@ from builder.errors import StaleLockError
 from builder.lock import LockedModel, LockedModelFile
 from builder.models import sources
 from builder.models.artifact import EncodedModel, encode
-from builder.models.describe import Description
+from builder.models.describe import PRECISIONS, Description
 from builder.models.scanning import ChangedFileError, known, model_index
 from builder.models.sources import Means, Wanted, local
 from builder.models.values import LocalModelFile, ModelFile
@@ -132,15 +132,19 @@ def encoded(model: Model, locked: LockedModel, means: Means, needed: Sequence[Lo
 
 
 def describe(locked: LockedModel) -> Description:
-    """What the artifact of a locked model says of itself: nothing but what is in the lock."""
-    revision = locked.source.rpartition("@")[2] if scheme_of(locked.source) in ("hf", "oci") else ""
+    """What the artifact of a locked model says of itself: nothing but what is in the lock, and of a folder not even its name."""
+    scheme = scheme_of(locked.source)
+    source = locked.source if scheme else ""
+    precision, quantization = PRECISIONS.get(locked.precision, ("", ""))
     return Description(
         name=locked.name,
         licenses=locked.licenses,
-        source=locked.source,
-        revision=revision,
-        base_name=locked.source if locked.converted else "",
+        source=source,
+        revision=source.rpartition("@")[2] if scheme in ("hf", "oci") else "",
+        base_name=source if locked.converted else "",
         base_digest=_base(locked) if locked.converted else "",
+        precision=precision,
+        quantization=quantization,
     )
 
 

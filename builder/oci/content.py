@@ -41,6 +41,10 @@ class Source(Protocol):
     def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
         """The manifests whose subject is `digest`, with their artifact types and annotations."""
 
+
+class Place(Source, Protocol):
+    """A source that can be looked through."""
+
     def tags(self) -> tuple[str, ...]:
         """The names of all tags."""
 

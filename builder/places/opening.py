@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from builder import registry
 from builder.errors import OfflineError, UsageError
-from builder.oci.content import Source, Target
+from builder.oci.content import Place, Target
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
 from builder.places import memory
@@ -40,7 +40,7 @@ class Context(Protocol):
     def client(self) -> Client: ...
 
 
-def open_source(text: str | Destination, context: Context) -> tuple[Source, str | None]:
+def open_source(text: str | Destination, context: Context) -> tuple[Place, str | None]:
     """The place that `text` names, and what to ask its `resolve` for: a digest, a tag or None.
 
     Raises `UsageError` for what is no place, `LayoutError` for an archive that cannot be read, `OfflineError`.

@@ -9,6 +9,7 @@ import click
 from builder.cli.main import Verbs
 
 VERBS = {
+    "publish": "builder.cli.model.publish:publish",
     "list": "builder.cli.model.list:list_models",
     "inspect": "builder.cli.model.inspect:inspect",
     "diff": "builder.cli.model.diff:diff",
@@ -16,6 +17,7 @@ VERBS = {
 """Each verb and the command that does it, imported when it is asked for."""
 
 _SUMMARIES = {
+    "publish": "Publish the files of a model.",
     "list": "Show which models a place holds.",
     "inspect": "Show the files and tensors of a published model.",
     "diff": "Show what differs between two models.",
@@ -31,7 +33,7 @@ class _ModelVerbs(Verbs):
     cls=_ModelVerbs,
     help="Models as artifacts of their own, in registries `HOST/REPOSITORY[:TAG]`, OCI layouts `oci:DIR[:TAG]` and archives "
     "`oci-archive:FILE[:TAG]`: published as CNCF ModelPack, one file a layer, and read by the file or by the tensor.",
-    epilog="Example: build model inspect oci:out/models:bert",
+    epilog="Example: build model publish ./bert localhost:5000/models:bert",
 )
 def model() -> None:
     """The group; its verbs are files beside this one."""
