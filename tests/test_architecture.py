@@ -23,7 +23,7 @@ FLOORS = (
     ("oci",),
     ("layers",),
     ("soci",),
-    ("cuda", "documents", "image", "parallel", "process", "progress", "render", "settings", "store", "workers"),
+    ("cuda", "documents", "gpu", "image", "parallel", "process", "progress", "render", "settings", "store", "workers"),
     ("client",),
     ("transfer",),
     ("profile",),
@@ -42,6 +42,7 @@ package, from its neighbours; the rooms of one floor never import one another.""
 
 PURE = (
     "documents",
+    "gpu",
     "lock",
     "models.cuts",
     "models.values",

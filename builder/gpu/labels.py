@@ -1,0 +1,64 @@
+"""The contract in words: labels and annotations of an image, and their reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from builder.gpu.contract import GpuCode, GpuContract
+
+_PREFIX = "vnd.layerwright.gpu."
+NATIVE, PTX, PARTLY = f"{_PREFIX}native", f"{_PREFIX}ptx", f"{_PREFIX}partly"
+CUDA, DRIVER, CODE = f"{_PREFIX}cuda", f"{_PREFIX}driver", f"{_PREFIX}code"
+
+
+def labels(contract: GpuContract) -> dict[str, str]:
+    """Labels of an image, which are annotations of its manifest too: lists have spaces between their items, `code` has all
+    that `code_of` needs to judge any GPU. What is empty is left out."""
+    found = {
+        NATIVE: " ".join(contract.native),
+        PTX: " ".join(contract.ptx),
+        PARTLY: " ".join(contract.partly),
+        CUDA: contract.cuda or "",
+        DRIVER: f">={contract.driver}" if contract.driver else "",
+        CODE: _encoded(contract.code),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def environment(contract: GpuContract) -> dict[str, str]:
+    """The variables that the NVIDIA container runtime reads: all GPUs, for computing and nvidia-smi, where the driver is
+    new enough."""
+    found = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+    return found | ({"NVIDIA_REQUIRE_CUDA": contract.require} if contract.require else {})
+
+
+def code_of(labels: Mapping[str, str]) -> tuple[GpuCode, ...] | None:
+    """The code that the labels of an image speak of, without the names of files; None where they say nothing. Raises
+    `ValueError` for labels that are not as `labels` writes them."""
+    text = labels.get(CODE)
+    return tuple(sorted(_decoded(text))) if text is not None else None
+
+
+def _encoded(code: Sequence[GpuCode]) -> str:
+    """`torch:75 80 90a c120@9.0|75 80;…`: each project with the architectures of its different files, PTX marked with `c`."""
+    projects: dict[str, list[str]] = {}
+    for item in sorted(code, key=lambda item: (item.project, -len(item.sass + item.ptx), item)):
+        names = [name.removeprefix("sm_") for name in item.sass]
+        names += [f"c{name.removeprefix('compute_')}" for name in item.ptx]
+        text = " ".join(names) + (f"@{item.isa}" if item.isa else "")
+        if text not in projects.setdefault(item.project, []):
+            projects[item.project].append(text)
+    return ";".join(f"{project}:{'|'.join(texts)}" for project, texts in projects.items())
+
+
+def _decoded(text: str) -> Iterator[GpuCode]:
+    for part in text.split(";"):
+        project, colon, rest = part.partition(":")
+        if not project or not colon:
+            raise ValueError(f"{CODE}: {part[:60]!r} names no project")
+        for number, entry in enumerate(rest.split("|"), 1):
+            names, _, isa = entry.partition("@")
+            words = names.split()
+            sass = tuple(f"sm_{word}" for word in words if not word.startswith("c"))
+            ptx = tuple(f"compute_{word[1:]}" for word in words if word.startswith("c"))
+            yield GpuCode(project, (f"{project} ({number})",), sass, ptx, isa or None)
