@@ -143,8 +143,10 @@ def _check_replaced(other: tuple[list[Any], str], row: list[Any], name: str, may
 
 def _documents(images: Sequence[Image], plan: Plan, store: Store) -> Converted:
     plain = []
+    told = {platform.platform: dict(platform.annotations) for platform in plan.platforms}
     for image in images:
         described = Descriptor(spec.CONFIG, store.put(image.config), len(image.config))
         layers = tuple(index.Layer(layer.blob, layer.ztoc) for layer in image.layers)
-        plain.append(PlainImage(image.platform, described, layers, plan.soci.span_size, dict(plan.annotations)))
+        annotations = dict(plan.annotations) | told[image.platform]
+        plain.append(PlainImage(image.platform, described, layers, plan.soci.span_size, annotations))
     return index.convert(plain)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from builder import documents
 from builder.errors import BuilderError
+from builder.gpu.contract import GpuContract
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
@@ -25,6 +26,10 @@ _MODE = re.compile(r"0[0-7]{3,4}")
 _RELEASE = re.compile(r"[1-9]\d{0,3}\.\d{1,4}\.\d{1,4}(\.\d{1,4})?")
 _PYTHON = re.compile(r"3\.\d{1,2}")
 _WHEEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*\.whl")
+
+_ARCHITECTURE = re.compile(r"(?:sm|compute)_\d{2,4}[af]?")
+_NUMBERS = re.compile(r"\d{1,4}(?:\.\d{1,4}){0,3}")
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 FORMAT = 1
 """The number of the rules that turn a lock into bytes. A change of any output byte raises it."""
@@ -126,6 +131,7 @@ class LockedPlatform:
     debian: LockedDebian | None = None
     python: LockedPython | None = None
     cuda: LockedCuda | None = None
+    gpu: GpuContract | None = None
 
     @property
     def wheels(self) -> tuple[LockedWheel, ...]:
@@ -308,6 +314,8 @@ def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
             yield f"{path}: {wheel.name}: {wheel.file.path!r} is no name of a wheel"
         if list(wheel.drop) != sorted(set(wheel.drop)) or "" in wheel.drop:
             yield f"{path}: {wheel.name}: its patterns are not sorted, each there once"
+    if platform.gpu:
+        yield from _gpu_problems(platform.gpu, f"{path}.gpu")
     if platform.cuda:
         yield from _cuda_problems(platform, platform.cuda, f"{path}.cuda")
     if platform.python and not platform.debian:
@@ -328,6 +336,20 @@ def _model_problems(model: LockedModel) -> Iterator[str]:
             yield f"model {model.name}: {file.path!r}: no sha256, or no size"
         if any(part in ("", ".", "..") for part in file.path.split("/")):
             yield f"model {model.name}: {file.path!r} is no path of a file"
+
+
+def _gpu_problems(gpu: GpuContract, path: str) -> Iterator[str]:
+    """What is in it goes into labels and variables as it stands."""
+    names = [*gpu.native, *gpu.ptx, *gpu.partly, *(name for item in gpu.code for name in item.sass + item.ptx)]
+    for name in names:
+        if not _ARCHITECTURE.fullmatch(name):
+            yield f"{path}: {name!r} is no architecture of a GPU"
+    for version in filter(None, (gpu.cuda, gpu.driver, (gpu.require or "").removeprefix("cuda>="))):
+        if not _NUMBERS.fullmatch(version):
+            yield f"{path}: {version!r} is no version"
+    for item in gpu.code:
+        if not _PROJECT.fullmatch(item.project) or not _NUMBERS.fullmatch(item.isa or "1"):
+            yield f"{path}.code: {item.project!r} is no name of a package, or {item.isa!r} no version"
 
 
 def _cuda_problems(platform: LockedPlatform, cuda: LockedCuda, path: str) -> Iterator[str]:

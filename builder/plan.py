@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from builder.gpu import labels as gpu_labels
 from builder.lock import (
     Lock,
     LockedCuda,
@@ -96,6 +97,8 @@ class PlatformPlan:
     platform: Platform
     layers: tuple[Layer, ...]
     config: Execution
+    annotations: tuple[tuple[str, str], ...] = ()
+    """Those of its manifest, beside the plan's: what it asks of GPUs."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
         layers.append(_links(lock.format, locked, locked.cuda))
     if lock.files or lock.templates:
         layers.append(_files(lock))
-    return PlatformPlan(locked.platform, tuple(layers), _config(lock.image, locked))
+    told = tuple(sorted(gpu_labels.labels(locked.gpu).items())) if locked.gpu else ()
+    return PlatformPlan(locked.platform, tuple(layers), _config(lock.image, locked), told)
 
 
 def _system(format_: int, locked: LockedPlatform) -> SystemLayer:
@@ -235,6 +239,9 @@ def _config(image: Execution, locked: LockedPlatform) -> Execution:
         path.append(environment.path(locked.cuda.flavour))
         env = environment.variables(locked.cuda.version, locked.cuda.flavour)
         labels = environment.labels({wheel.name: wheel.version for wheel in locked.wheels}) | labels
+    if locked.gpu:
+        env |= gpu_labels.environment(locked.gpu)
+        labels = gpu_labels.labels(locked.gpu) | labels
     env = {"PATH": ":".join([*path, _BASE_PATH]), **env, **dict(image.env)}
     return Execution(
         image.entrypoint,

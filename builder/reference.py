@@ -53,6 +53,7 @@ python:
   requirements: [numpy>=2, flask]         # or requirements.txt, pylock.toml, uv.lock
   bytecode: auto
 cuda: {version: "13.2", flavour: runtime, cudnn: true, nccl: auto}
+gpu: {require: [sm_80, sm_90], driver: ">=580", optional: ["flashinfer-*"]}
 slim:
   - {wheels: [triton], drop: [triton/backends/amd, "*.a"]}
 files:

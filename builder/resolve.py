@@ -148,7 +148,7 @@ def _platform(
         return LockedPlatform(platform)
     found, closure = _debian(profile, platform, places, previous, upgrade, progress)
     if not profile.python and not profile.cuda:
-        return LockedPlatform(platform, found)
+        return _with_contract(LockedPlatform(platform, found), profile, previous, places, progress)
     request = _request(loaded, platform)
     wheels, cuda = _wheels(loaded, platform, found, request, places, previous, upgrade, progress)
     wheels = _slim(profile, wheels, places)
@@ -164,7 +164,19 @@ def _platform(
         )
     elif cuda:
         cuda = replace(cuda, python=_python_version(profile), wheels=wheels)
-    return LockedPlatform(platform, found, python, cuda=cuda)
+    return _with_contract(LockedPlatform(platform, found, python, cuda=cuda), profile, previous, places, progress)
+
+
+def _with_contract(
+    locked: LockedPlatform, profile: Profile, previous: LockedPlatform | None, places: Places, progress: Progress
+) -> LockedPlatform:
+    """The platform with what it asks of GPUs, where the profile speaks of CUDA or GPUs."""
+    if not profile.gpu and not profile.cuda:
+        return locked
+    from builder.binaries.contract import contract
+
+    before = previous.gpu if previous else None
+    return replace(locked, gpu=contract(locked, profile.gpu, before, places.store, places.ensure, progress))
 
 
 def _debian(

@@ -22,6 +22,7 @@ from builder.profile import (
     Base,
     Cuda,
     File,
+    Gpu,
     Image,
     Mode,
     Model,
@@ -72,6 +73,7 @@ def test_a_full_profile(tmp_path: Path) -> None:
         base=Base(debian="bookworm", packages=("libgl1",), skip=("libx11-data",)),
         python=Python(version="3.11", requirements=("numpy>=2", "flask"), bytecode="auto"),
         cuda=Cuda(version="13.2", flavour="runtime", cudnn=True),
+        gpu=Gpu(require=("sm_80", "sm_90"), driver=">=580", optional=("flashinfer-*",)),
         slim=(Slim(wheels=("triton",), drop=("triton/backends/amd", "*.a")),),
         files=(
             File(source="app", to="/app", exclude=("tests/*", "*.pyc")),

@@ -11,6 +11,7 @@ import click
 from builder import attach
 from builder.attach import Attached
 from builder.cli.context import Context
+from builder.cli.gpu import Answer, answer, architecture
 from builder.cli.options import common, format_option, plain_http_option
 from builder.cli.table import table
 from builder.examine import Examined, ExaminedImage, examine
@@ -26,19 +27,27 @@ from builder.progress import human_size
     epilog="Example: build inspect oci:out/ocr",
 )
 @click.argument("ref")
+@click.option(
+    "--gpu",
+    metavar="ARCHITECTURE",
+    callback=architecture,
+    help="Say whether the image runs on GPUs such as sm_90, by its labels; exit with 3 if it does not.",
+)
 @plain_http_option
 @format_option
 @common
-def inspect(context: Context, ref: str, form: str) -> None:
+def inspect(context: Context, ref: str, gpu: str | None, form: str) -> int:
     """Prints the image of every platform."""
     destination = Destination.parse(ref)
     source, reference = open_source(destination, context)
     examined = examine(source, reference)
+    if gpu:
+        return _gpu([answer(image, gpu) for image in examined.images], form)
     attached = attach.list(source, examined.digest)
     if form == "json":
         document = _document(examined) | {"attached": [_attached_document(item) for item in attached]}
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
-        return
+        return 0
     click.echo(f"{destination}  {examined.digest}")
     for image in examined.images:
         click.echo(f"\n{image.platform}  {image.digest}")
@@ -49,6 +58,16 @@ def inspect(context: Context, ref: str, form: str) -> None:
             click.echo(line)
     if attached:
         click.echo("\n" + _attached(attached))
+    return 0
+
+
+def _gpu(answers: Sequence[Answer], form: str) -> int:
+    if form == "json":
+        click.echo(json.dumps({item.platform: item.document() for item in answers}, indent=2, ensure_ascii=False))
+    else:
+        for item in answers:
+            click.echo(item.text())
+    return 0 if all(item.runs for item in answers) else 3
 
 
 def _attached(attached: Sequence[Attached]) -> str:

@@ -10,6 +10,7 @@ from builder.documents.loading import convert
 from builder.profile.cuda import Cuda
 from builder.profile.extends import Include, merge
 from builder.profile.forms import PYTHON_OF, Port
+from builder.profile.gpu import Gpu
 from builder.profile.model import Base, File, Image, Profile, Publish, Python, Slim, Soci, Template
 from builder.profile.models import Model
 from builder.profile.starter import starter
@@ -19,6 +20,7 @@ __all__ = [
     "Base",
     "Cuda",
     "File",
+    "Gpu",
     "Image",
     "Include",
     "LoadedProfile",

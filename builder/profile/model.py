@@ -35,6 +35,7 @@ from builder.profile.forms import (
     User,
     ValueName,
 )
+from builder.profile.gpu import Gpu
 from builder.profile.models import Model, models_are_told_apart
 
 _Complaints = Iterator[tuple[tuple[str | int, ...], str]]
@@ -230,6 +231,11 @@ def _cuda_stands_on_something(base: Base | None, cuda: Cuda | None) -> _Complain
         yield ("cuda",), "there is no operating system for it to stand on: add base: {debian: bookworm}"
 
 
+def _gpu_needs_an_image(base: Base | None, gpu: Gpu | None) -> _Complaints:
+    if gpu is not None and base is None:
+        yield ("gpu",), "the image has no program that could use a GPU: add base, or remove gpu"
+
+
 def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
     first: dict[str, int] = {}
     for index, template in enumerate(templates):
@@ -247,6 +253,7 @@ class Profile:
         _python_stands_on_debian,
         _cuda_stands_on_something,
         _slim_needs_wheels,
+        _gpu_needs_an_image,
         _templates_do_not_collide,
         models_are_told_apart,
     )
@@ -268,6 +275,7 @@ class Profile:
     base: Base | None = field(doc="The operating system.", default=None)
     python: Python | None = field(doc="Python and its packages.", default=None)
     cuda: Cuda | None = field(doc="CUDA.", default=None)
+    gpu: Gpu | None = field(doc="The GPUs that the image is for.", default=None)
     slim: tuple[Slim, ...] = field(doc="What is left out of wheels.", default=())
     files: tuple[File, ...] = field(doc="Files of your own.", default=())
     templates: tuple[Template, ...] = field(doc="Files of your own that are rendered first.", default=())

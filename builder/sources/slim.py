@@ -67,7 +67,7 @@ def decide(
     met: set[str] = set()
     for locked in wheels:
         paths = _paths(locked, python, store) if asked[locked] else ()
-        dropping = tuple(sorted(pattern for pattern in asked[locked] if any(_drops(path, pattern) for path in paths)))
+        dropping = tuple(sorted(pattern for pattern in asked[locked] if any(drops(path, pattern) for path in paths)))
         met.update(dropping)
         decided.append(replace(locked, drop=dropping))
     for rule in rules:
@@ -80,7 +80,7 @@ def decide(
 
 def slimmed(files: WheelFiles, patterns: Sequence[str]) -> WheelFiles:
     """An installed wheel without what the patterns leave out, and without the bytecode of modules that go."""
-    going = {path for path, relative in _relatives(files) if any(_drops(relative, pattern) for pattern in patterns)}
+    going = {path for path, relative in _relatives(files) if any(drops(relative, pattern) for pattern in patterns)}
     going |= {file.entry.path for file in files.files if bytecode_of(file.entry.path) in going}
     kept = tuple(file for file in files.files if file.entry.path not in going)
     return replace(files, files=kept, sources=tuple(path for path in files.sources if path not in going))
@@ -108,7 +108,8 @@ def matches(path: str, pattern: str) -> bool:
     )
 
 
-def _drops(path: str, pattern: str) -> bool:
+def drops(path: str, pattern: str) -> bool:
+    """Whether a pattern leaves out a file, by its path relative to site-packages."""
     return not is_kept(path) and matches(path, pattern)
 
 
