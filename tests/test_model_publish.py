@@ -1,0 +1,192 @@
+"""`build model publish`: from a folder to registries, layouts and archives; what moves, what is the same, what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import judges
+import modelworld
+import pytest
+from registryworld import repository
+from world import Done, run
+
+from builder.models.artifact import open_artifact, read_config
+from builder.oci.layout import Layout
+
+
+@pytest.fixture(scope="module", params=["docker-registry", "olareg"])
+def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    folder = tmp_path / "bert"
+    modelworld.write_files(folder, modelworld.small_files())
+    return folder
+
+
+def published(tmp_path: Path, *arguments: object) -> Done:
+    return run(["model", "publish", *arguments], tmp_path, {"HOME": str(tmp_path)})
+
+
+def told(done: Done) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = done.json["destinations"]
+    return found
+
+
+def outcomes(destination: dict[str, Any]) -> dict[str, str]:
+    return {blob["name"]: blob["outcome"] for blob in destination["blobs"]}
+
+
+def test_an_unchanged_model_moves_no_byte(registry: str, bert: Path, tmp_path: Path) -> None:
+    name = f"{registry}/models/bert:v1"
+    arguments = (bert, name, "--format", "json", "--license", "MIT")
+    (first,) = told(published(tmp_path, *arguments))
+    assert set(outcomes(first).values()) == {"moved"}
+    (second,) = told(published(tmp_path, *arguments))
+    assert set(outcomes(second).values()) == {"present"}
+    assert second["moved"] == {"blobs": 0, "bytes": 0}
+    (bert / "config.json").write_bytes(b'{"model_type": "tree"}\n')
+    done = published(tmp_path, *arguments)
+    (third,) = told(done)
+    moved = {path for path, outcome in outcomes(third).items() if outcome == "moved"}
+    assert moved == {"config.json", ".build/index.v1.json", "configuration"}
+    assert f"{name}: stood for {first['digest']}" in done.err
+    (beside,) = told(published(tmp_path, bert, f"{registry}/models/other:v1", "--format", "json", "--license", "MIT"))
+    assert set(outcomes(beside).values()) == {"mounted"}
+    assert beside["digest"] == third["digest"]
+
+
+def test_several_places_have_one_digest(registry: str, bert: Path, tmp_path: Path) -> None:
+    places = [f"{registry}/many/bert:v1", f"{registry}/many/bert", "oci:out:v1", "oci-archive:out.tar:v1"]
+    done = published(tmp_path, bert, *places, "--quiet")
+    assert (done.code, done.err) == (0, "")
+    digests = {
+        run(["model", "inspect", "--format", "json", place], tmp_path, {"HOME": str(tmp_path)}).json["digest"]
+        for place in places
+    }
+    assert digests == {done.out.strip()}
+    crane = [str(judges.require("crane")), "digest", "--insecure", f"{registry}/many/bert:latest"]
+    assert subprocess.run(crane, capture_output=True, text=True, check=True).stdout == done.out
+
+
+def test_the_same_files_have_the_same_digest_wherever_they_are(bert: Path, tmp_path: Path) -> None:
+    """Another machine, clock, folder, order of writing: one digest."""
+    first = published(tmp_path, bert, "oci:a:v1", "--name", "bert")
+    other = tmp_path / "elsewhere" / "model"
+    modelworld.write_files(other, dict(reversed(modelworld.small_files().items())))
+    for path in other.rglob("*"):
+        path.chmod(0o777)
+    second = run(
+        ["model", "publish", "../elsewhere/model", "oci:b:v2", "--name", "bert"],
+        other.parent,
+        {"HOME": str(tmp_path / "elsewhere"), "TZ": "Asia/Tokyo", "LC_ALL": "C", "SOURCE_DATE_EPOCH": "1"},
+    )
+    assert (first.code, second.code) == (0, 0)
+    assert first.out == second.out
+
+
+def test_what_is_said_of_it(bert: Path, tmp_path: Path) -> None:
+    words = [
+        "--version",
+        "2",
+        "--title",
+        "Bert",
+        "--description",
+        "Reads.",
+        "--license",
+        "MIT",
+        "--annotation",
+        "a.b=c=d",
+    ]
+    done = published(tmp_path, bert, "oci:out:v1", *words, "--exclude", "onnx", "--exclude", "*.md")
+    layout = Layout(tmp_path / "out")
+    found = open_artifact(layout, "v1")
+    assert str(found.manifest.digest) == done.out.strip()
+    assert [file.path for file in found.files] == sorted(
+        path for path in modelworld.small_files() if path not in ("README.md", "onnx/empty.txt")
+    )
+    assert found.annotations["a.b"] == "c=d"
+    assert read_config(layout, found)["descriptor"] == {
+        "name": "bert",
+        "version": "2",
+        "title": "Bert",
+        "description": "Reads.",
+        "licenses": ["MIT"],
+    }
+
+
+def test_one_file_and_its_folder(bert: Path, tmp_path: Path) -> None:
+    published(tmp_path, bert / "config.json", "oci:out:v1")
+    assert [file.path for file in open_artifact(Layout(tmp_path / "out"), "v1").files] == ["config.json"]
+    done = run(["model", "publish", ".", "oci:../here:v1"], bert, {"HOME": str(tmp_path)})
+    assert done.code == 0
+    assert read_config(Layout(tmp_path / "here"), open_artifact(Layout(tmp_path / "here"), "v1"))["descriptor"] == {
+        "name": "bert"
+    }
+
+
+def test_a_precision(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    data = modelworld.safetensors({"w": ("F32", (256, 256), bytes(256 * 1024))})
+    modelworld.write_files(tmp_path / "m", {"model.safetensors": data})
+    done = published(tmp_path, "m", "oci:out:v1", "--precision", "bf16")
+    assert done.code == 0
+    layout = Layout(tmp_path / "out")
+    found = open_artifact(layout, "v1")
+    assert found.files[0].size < 132 * 1024
+    config = read_config(layout, found)["config"]
+    assert config == {"format": "safetensors", "paramSize": "65.5k", "precision": "bfloat16"}
+    assert found.annotations["org.opencontainers.image.base.digest"].startswith("sha256:")
+
+
+def test_the_image_beside_it(registry: str, bert: Path, tmp_path: Path) -> None:
+    done = published(tmp_path, bert, f"{registry}/volume/bert:v1", "--image", "--format", "json")
+    first, second = told(done)
+    assert (first["destination"], second["destination"]) == (
+        f"{registry}/volume/bert:v1",
+        f"{registry}/volume/bert:v1-image",
+    )
+    assert (first["digest"], second["digest"]) == (done.json["digest"], done.json["image"])
+    source = repository(registry, "volume/bert", writing=False)
+    index = json.loads(source.manifest(source.resolve("v1-image")))
+    assert [entry["platform"]["architecture"] for entry in index["manifests"]] == ["amd64", "arm64"]
+    again = told(published(tmp_path, bert, f"{registry}/volume/bert:v1", "--image", "--format", "json"))
+    assert [item["moved"]["bytes"] for item in again] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["bert"], 2, "Missing argument 'DESTINATION...'"),
+        (["bert", "nowhere"], 2, "the registry is missing"),
+        (["bert", "oci:out:v1", "--name", "A B"], 2, "'A B' is no name of a model"),
+        (["bert", "oci:out:v1", "--annotation", "x"], 2, "--annotation 'x': no annotation"),
+        (["bert", "oci:out:v1", "--precision", "fp8"], 2, "'fp8' is not one of"),
+        (["bert", f"oci:out:{'v' * 125}", "--image"], 2, "too long for a tag"),
+        (["bert", "oci:out@sha256:" + "0" * 64], 2, "a digest cannot be chosen"),
+        (["nothing", "oci:out:v1"], 1, "nothing: No such file"),
+        (["bert", "oci:out:v1", "--include", "*.gguf"], 1, "no file is left"),
+        (["https://127.0.0.1:9/x.gguf", "oci:out:v1", "--offline"], 1, "--offline forbids it"),
+    ],
+)
+def test_refusals(arguments: list[str], code: int, message: str, bert: Path, tmp_path: Path) -> None:
+    done = published(tmp_path, *arguments)
+    assert done.code == code
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out/index.json").exists()
+
+
+def test_what_can_run_code_is_asked_for_by_name(bert: Path, tmp_path: Path) -> None:
+    (bert / "pytorch_model.bin").write_bytes(b"pickle")
+    done = published(tmp_path, bert, "oci:out:v1")
+    assert done.code == 1
+    assert "pytorch_model.bin" in done.err
+    assert published(tmp_path, bert, "oci:out:v1", "--include", "*.bin", "--include", "*").code == 0
