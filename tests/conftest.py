@@ -18,6 +18,8 @@ from world import Real, World
 
 # Whoever runs the tests in the background may have had interrupts ignored, which programs inherit; some tests send them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Products of small matrices take longer on many threads than on one, much longer where others use the cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,6 +20,7 @@ import safetensors.numpy as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minilm import Encoder, Tokenizer
+from world import Done, run
 
 from builder.cli.context import Context
 from builder.cli.work import fetcher
@@ -559,6 +560,39 @@ def test_without_numpy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "numpy is missing, which converts models pip install 'layerwright[models]'\n"
+
+
+def build_model(*arguments: object, cwd: Path) -> Done:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache"), "LAYERWRIGHT_OFFLINE": "1"}
+    return run(["model", "convert", *arguments], cwd, environment)
+
+
+def test_a_folder_from_the_command_line(tmp_path: Path) -> None:
+    model(tmp_path / "in", {"m.safetensors": llama()}, config=LLAMA, tokenizer={})
+    done = build_model("in", "new/out", "--precision", "int8", "--tensors", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "int8: 3 of 11 tensors" in done.out
+    assert "furthest away: model.layers.0." in done.out
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"]
+    assert (tmp_path / "new/out/tokenizer.json").read_text() == "{}"
+    again = build_model("in", "new/out", "--precision", "int8", cwd=tmp_path)
+    assert (again.code, again.out) == (2, "")
+    assert "new/out: there is something already" in again.err
+    told = json.loads(build_model("in", "other", "--precision", "int8", "--format", "json", cwd=tmp_path).out)
+    assert {item["path"]: item["sha256"] for item in told["files"]} == {
+        file.file.path: file.file.sha256 for file in files(tmp_path / "new/out")
+    }
+    assert told["sqnr"] > 35
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    model(tmp_path / "in", {"m.safetensors": {"a.weight": np.full((4, 4), 1e9, np.float32)}})
+    done = build_model("in", "out", "--precision", "fp16", cwd=tmp_path)
+    assert done.code == 1
+    assert "tensor a.weight: 1e+09 does not fit into F16" in done.err
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["in"]
+    clamped = build_model("in", "out", "--precision", "fp16", "--allow-overflow", "clamp", cwd=tmp_path)
+    assert "16 numbers did not fit and were clamped" in clamped.out
 
 
 SHAPES = st.lists(st.integers(0, 9), min_size=0, max_size=3).map(tuple)

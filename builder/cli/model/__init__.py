@@ -13,6 +13,7 @@ VERBS = {
     "list": "builder.cli.model.list:list_models",
     "inspect": "builder.cli.model.inspect:inspect",
     "diff": "builder.cli.model.diff:diff",
+    "convert": "builder.cli.model.convert:convert",
 }
 """Each verb and the command that does it, imported when it is asked for."""
 
@@ -21,6 +22,7 @@ _SUMMARIES = {
     "list": "Show which models a place holds.",
     "inspect": "Show the files and tensors of a published model.",
     "diff": "Show what differs between two models.",
+    "convert": "Convert a model to another precision.",
 }
 
 

@@ -186,8 +186,11 @@ def _errors(part: Floats, distance: Floats) -> Errors:
     if not part.size:
         return Errors()
     flat, far = part.reshape(-1), distance.reshape(-1)
-    signal, noise = float(np.dot(flat, flat)), float(np.dot(far, far))
+    signal, noise = _power(flat), _power(far)
     if not np.isfinite(signal + noise):
-        wide, wide_far = flat.astype(np.float64), far.astype(np.float64)
-        signal, noise = float(np.dot(wide, wide)), float(np.dot(wide_far, wide_far))
+        signal, noise = _power(flat.astype(np.float64)), _power(far.astype(np.float64))
     return Errors(float(max(far.max(), -far.min())), signal, noise)
+
+
+def _power(numbers: Floats) -> float:
+    return float(np.einsum("i,i->", numbers, numbers))  # np.dot would start BLAS's threads beside ours
