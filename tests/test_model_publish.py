@@ -190,3 +190,14 @@ def test_what_can_run_code_is_asked_for_by_name(bert: Path, tmp_path: Path) -> N
     assert done.code == 1
     assert "pytorch_model.bin" in done.err
     assert published(tmp_path, bert, "oci:out:v1", "--include", "*.bin", "--include", "*").code == 0
+
+
+def test_a_copy_is_the_same_model(registry: str, bert: Path, tmp_path: Path) -> None:
+    """`build copy` and `build inspect` know nothing of models, and need not."""
+    name = f"{registry}/copied/bert:v1"
+    first = published(tmp_path, bert, name)
+    home = {"HOME": str(tmp_path)}
+    assert run(["copy", name, "oci-archive:bert.tar:v1"], tmp_path, home).out == first.out
+    assert run(["copy", "oci-archive:bert.tar:v1", f"{registry}/copied/again"], tmp_path, home).out == first.out
+    listed = run(["model", "list", f"{registry}/copied/again", "--format", "json"], tmp_path, home).json
+    assert [(item["tag"], item["digest"]) for item in listed] == [("v1", first.out.strip())]
