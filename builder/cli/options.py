@@ -21,6 +21,13 @@ format_option = click.option(
 )
 lock_option = click.option("--lock", "relock", is_flag=True, help="Update the lock first, as `build lock` does.")
 
+model_cache_option = click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where what is fetched is kept and shared.",
+)
+
 
 def _allow_plain_http(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:

@@ -14,6 +14,8 @@ VERBS = {
     "inspect": "builder.cli.model.inspect:inspect",
     "diff": "builder.cli.model.diff:diff",
     "convert": "builder.cli.model.convert:convert",
+    "pull": "builder.cli.model.pull:pull",
+    "cat": "builder.cli.model.cat:cat",
 }
 """Each verb and the command that does it, imported when it is asked for."""
 
@@ -23,6 +25,8 @@ _SUMMARIES = {
     "inspect": "Show the files and tensors of a published model.",
     "diff": "Show what differs between two models.",
     "convert": "Convert a model to another precision.",
+    "pull": "Pull a model into a folder, whole or in part.",
+    "cat": "Write a file or a tensor of a model to stdout.",
 }
 
 

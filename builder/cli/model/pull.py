@@ -1,0 +1,127 @@
+"""`build model pull`: a published model into a folder, whole or in part."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from builder.cli.context import Context
+from builder.cli.options import common, format_option, model_cache_option, plain_http_option
+from builder.errors import UsageError
+from builder.models.opening import published
+from builder.models.placing import How
+from builder.models.pull import Pulled, Pulling
+from builder.places.destination import Destination, Repository
+from builder.progress import human_size
+from builder.store import Store
+
+
+@click.command(
+    help="Pull the model REF (`HOST/REPOSITORY[:TAG][@DIGEST]`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`) into the folder DIR, by "
+    "default one named like the repository. Ranges of its files are fetched side by side, each checked; what is in the cache, or "
+    "was pulled before it was interrupted, or is part of an older version, is not fetched again. The folder changes in one "
+    "step, when all is there. The digest of the model is printed. Exit status: 0 the folder holds the model, 1 it "
+    "could not be had (another try may help), 2 wrong usage, 3 what is published is not what it says (another try does not help).",
+    epilog="Example: build model pull localhost:5000/models/bert:v1 /models/bert --ready-file /run/ready",
+)
+@click.argument("ref")
+@click.argument("folder", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
+@click.option(
+    "--subset", multiple=True, metavar="GLOB", help="Only the files that match, as '*.json'; may be repeated."
+)
+@model_cache_option
+@click.option("--no-cache", is_flag=True, help="Keep nothing beside the folder; nothing is shared.")
+@click.option(
+    "--link",
+    "how",
+    type=click.Choice([str(how) for how in How]),
+    default=str(How.AUTO),
+    show_default=True,
+    help="How files get from the cache into the folder; auto takes the first that works.",
+)
+@click.option(
+    "--ready-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Written when the folder is complete, and absent as long as it holds no model.",
+)
+@click.option("--check", "read", is_flag=True, help="Read what is there already: are the bytes right?")
+@click.option("--force", is_flag=True, help="Replace the folder although it holds other files.")
+@plain_http_option
+@format_option
+@common
+def pull(
+    context: Context,
+    ref: str,
+    folder: Path | None,
+    subset: tuple[str, ...],
+    cache: Path | None,
+    no_cache: bool,
+    how: str,
+    ready_file: Path | None,
+    read: bool,
+    force: bool,
+    form: str,
+) -> None:
+    """Pulls, and says what moved."""
+    if cache and no_cache:
+        raise UsageError("--cache and --no-cache contradict one another", hint="leave out one of them")
+    target = folder or _named_like(ref)
+    with _store(context, cache, target if no_cache else None) as store:
+        pulling = Pulling(store, context.progress, subset, How(how), force, read, ready_file)
+        pulling.begin(target)
+        pulled = pulling.pull(published(ref, context, store), target)
+    context.progress.note(_told(pulled))
+    click.echo(str(pulled.digest) if form == "text" else json.dumps(_document(pulled), indent=2, ensure_ascii=False))
+
+
+def _named_like(ref: str) -> Path:
+    named = Destination.parse(ref.removeprefix("oci://"))
+    if not isinstance(named, Repository):
+        raise UsageError(f"{ref}: which folder is the model to be pulled into?", hint=f"build model pull {ref} DIR")
+    return Path(named.name.repository.rpartition("/")[2])
+
+
+@contextmanager
+def _store(context: Context, cache: Path | None, target: Path | None) -> Iterator[Store]:
+    """The cache; one of its own beside `target`, or in it if that is a mount point, is gone afterwards if all went well."""
+    if target is None:
+        yield Store(cache.absolute()) if cache else context.store
+        return
+    target = target.absolute()
+    root = target / ".build/cache" if target.is_mount() else target.with_name(f".{target.name}.cache")
+    yield Store(root)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _told(pulled: Pulled) -> str:
+    moved = pulled.moved
+    if not pulled.changed:
+        return f"{pulled.folder}: holds the model already, {len(pulled.files)} files, {human_size(pulled.size)}"
+    parts = [(moved.fetched, "fetched"), (moved.reused, "of older versions"), (moved.resumed, "of an interrupted pull")]
+    parts += [(moved.present, "in the cache")]
+    words = [f"{human_size(amount)} {what}" for amount, what in parts if amount or what == "fetched"]
+    return f"{pulled.folder}: {len(pulled.files)} files, {human_size(pulled.size)}: {', '.join(words)}"
+
+
+def _document(pulled: Pulled) -> dict[str, object]:
+    moved = pulled.moved
+    return {
+        "folder": str(pulled.folder),
+        "digest": str(pulled.digest),
+        "files": [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in pulled.files],
+        "size": pulled.size,
+        "changed": pulled.changed,
+        "link": str(pulled.how) if pulled.how else None,
+        "moved": {
+            "fetched": moved.fetched,
+            "reused": moved.reused,
+            "resumed": moved.resumed,
+            "present": moved.present,
+        },
+    }
