@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +34,8 @@ _DEVEL = (
     *("nvptxcompiler", "cuobjdump", "nvdisasm", "tileiras"),
 )
 _EXTRAS = {"none": (), "base": _BASE, "runtime": _RUNTIME, "devel": (*_RUNTIME, *_DEVEL)}
+_NOT_ON = {"arm64": ("opencl",)}
+"""What NVIDIA does not make for an architecture, whatever older tables say."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,11 @@ def packages(flavour: str) -> tuple[str, ...]:
     return (*_LIBRARIES, *(BUILD_PACKAGES if flavour == "devel" else ()))
 
 
-def requirements(asked: Asked, release: Release) -> tuple[str, ...]:
-    """The Python requirements that compose a flavour of a release; components that it does not have are left out."""
+def requirements(asked: Asked, release: Release, architecture: str) -> tuple[str, ...]:
+    """The Python requirements that compose a flavour of a release for an architecture such as `arm64`; components that the
+    release, or the architecture, does not have are left out."""
     extras = [extra for extra in _EXTRAS[asked.flavour] if extra in release.components]
+    extras = [extra for extra in extras if extra not in _NOT_ON.get(architecture, ())]
     lines = [f"cuda-toolkit[{','.join(extras)}]=={release.version}"] if extras else []
     suffix = f"cu{release.version.major}"
     lines += [f"nvidia-cudnn-{suffix}"] if asked.has_cudnn else []
@@ -85,16 +89,21 @@ class Candidate:
         return Asked(version, self.flavour, self.cudnn, self.nccl)
 
 
-def candidates(version: str, cudnn: Choice = "auto", nccl: Choice = "auto") -> tuple[Candidate, ...]:
+def candidates(
+    version: str, cudnn: Choice = "auto", nccl: Choice = "auto", *, components: Collection[str] | None = None
+) -> tuple[Candidate, ...]:
     """What `auto` can become for a CUDA version such as `13.2`, the smallest first. `devel` is never chosen by itself.
 
     Where the profile says whether it wants cuDNN or NCCL, all candidates do as it says, and `none` is no candidate if
-    it wants one.
+    it wants one. `components` are those that the release has (`Release.components`); without them, all that any has.
     """
-    return tuple(_candidates(Version(version).major, cudnn, nccl))
+    return tuple(_candidates(Version(version), cudnn, nccl, components))
 
 
-def _candidates(major: int, cudnn: Choice, nccl: Choice) -> Iterator[Candidate]:
+def _candidates(
+    version: Version, cudnn: Choice, nccl: Choice, components: Collection[str] | None
+) -> Iterator[Candidate]:
+    libraries = _libraries(version)
     for flavour, has_cudnn, has_nccl in (
         ("none", False, False),
         ("base", False, False),
@@ -108,34 +117,42 @@ def _candidates(major: int, cudnn: Choice, nccl: Choice) -> Iterator[Candidate]:
     ):
         if cudnn not in ("auto", has_cudnn) or nccl not in ("auto", has_nccl):
             continue
-        names = set[str]()
-        if flavour != "none":
-            names = {f"libcudart.so.{major}"} if flavour == "base" else set(_runtime_sonames(major))
-        names |= {"libcudnn.so.9", *(f"libcudnn_{part}.so.9" for part in _CUDNN)} if has_cudnn else set()
-        names |= {"libnccl.so.2"} if has_nccl else set()
+        extras = [extra for extra in _EXTRAS[flavour] if components is None or extra in components]
+        names = [name for extra in extras for name in libraries[extra]]
+        names += libraries["cudnn"] if has_cudnn else ()
+        names += libraries["nccl"] if has_nccl else ()
         yield Candidate(flavour, has_cudnn, has_nccl, frozenset(names))
 
 
-_CUDNN = ("adv", "cnn", "engines_precompiled", "engines_runtime_compiled", "graph", "heuristic", "ops")
+_CUDNN = ("adv", "cnn", "engines_precompiled", "engines_runtime_compiled", "engines_tensor_ir", "ext")
 _NPP = ("c", "ial", "icc", "idei", "if", "ig", "im", "ist", "isu", "itc", "s")
 
 
-def _runtime_sonames(major: int) -> frozenset[str]:
-    """The libraries of the components of `runtime`; as they are in the wheels of 12.1 to 13.5."""
-    cufft, cusolver = (11, 11) if major == 12 else (12, 12)
-    return frozenset(
-        (
-            f"libcudart.so.{major}",
-            f"libnvrtc.so.{major}",
-            "libOpenCL.so.1",
-            *(f"lib{name}.so.{major}" for name in ("cublas", "cublasLt", "nvblas")),
-            *(f"lib{name}.so.{cufft}" for name in ("cufft", "cufftw")),
-            *("libcufile.so.0", "libcufile_rdma.so.1"),
-            "libcurand.so.10",
-            *(f"lib{name}.so.{cusolver}" for name in ("cusolver", "cusolverMg")),
-            "libcusparse.so.12",
-            *(f"libnpp{name}.so.{major}" for name in _NPP),
-            *(f"lib{name}.so.{major}" for name in ("nvfatbin", "nvJitLink", "nvjpeg")),
-            *(("libnvToolsExt.so.1",) if major == 12 else ()),
-        )
-    )
+def _libraries(version: Version) -> dict[str, tuple[str, ...]]:
+    """The libraries (SONAMEs) of each component of `runtime`, of cuDNN and of NCCL, as the wheels of 12.1 to 13.5 have
+    them."""
+    major = version.major
+    twelve = major == 12
+
+    def named(number: int, *names: str) -> tuple[str, ...]:
+        return tuple(f"lib{name}.so.{number}" for name in names)
+
+    builtins = tuple(f"libnvrtc-builtins{alt}.so.{version.major}.{version.minor}" for alt in ("", ".alt"))
+    return {
+        "cudart": named(major, "cudart"),
+        "nvrtc": (*named(major, "nvrtc", "nvrtc.alt"), *builtins),
+        "opencl": named(1, "OpenCL"),
+        "cublas": named(major, "cublas", "cublasLt", "nvblas"),
+        "cufft": named(11 if twelve else 12, "cufft", "cufftw"),
+        "cufile": ("libcufile.so.0", "libcufile_rdma.so.1"),
+        "curand": named(10, "curand"),
+        "cusolver": named(11 if twelve else 12, "cusolver", "cusolverMg"),
+        "cusparse": named(12, "cusparse"),
+        "npp": named(major, *(f"npp{name}" for name in _NPP)),
+        "nvfatbin": named(major, "nvfatbin"),
+        "nvjitlink": named(major, "nvJitLink"),
+        "nvjpeg": named(major, "nvjpeg"),
+        "nvtx": named(1, "nvToolsExt" if twelve else "nvtx3interop"),
+        "cudnn": named(9, "cudnn", *(f"cudnn_{part}" for part in (*_CUDNN, "graph", "heuristic", "ops"))),
+        "nccl": named(2, "nccl"),
+    }

@@ -39,9 +39,9 @@ class Release:
         return minor(self.version)
 
     def constraints(self) -> tuple[str, ...]:
-        """What the release says of all components, sorted."""
+        """What the release says of itself and of all components, sorted."""
         pins = {line for name, lines in self.components.items() if name != "all" for line in lines}
-        return tuple(sorted(pins))
+        return tuple(sorted({f"{PROJECT}=={self.version}", *pins}))
 
 
 def minor(version: Version) -> str:

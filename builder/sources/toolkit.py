@@ -65,7 +65,8 @@ def resolve(
     for version in matching:
         found = _read(known[version], version, target, catalogue)
         try:
-            wheels = resolver.together(flavours.requirements(asked, found), found.constraints())
+            wheels = resolver.together(_composed(asked, found, target), found.constraints())
+            _check_one(wheels, found)
             return Resolution(str(version), wheels)
         except FetchError:
             raise
@@ -121,6 +122,10 @@ class _Resolver:
             upgrade=self.upgrade,
             run=self.run,
         )
+
+
+def _composed(asked: Asked, release: Release, target: Target) -> tuple[str, ...]:
+    return flavours.requirements(asked, release, target.platform.architecture)
 
 
 def _is_nvidia(text: str) -> bool:
@@ -184,7 +189,7 @@ def _explained(
     others = _Resolver(bare, resolver.target, resolver.catalogue, (), False, resolver.run)
     release = _read(_releases(resolver.catalogue)[tried[0]], tried[0], resolver.target, resolver.catalogue)
     try:
-        others.together(flavours.requirements(asked, release), release.constraints())
+        others.together(_composed(asked, release, resolver.target), release.constraints())
     except BuilderError as error:
         return BuilderError(
             f"CUDA {shown} has not all wheels of flavour {asked.flavour} for {resolver.target}:\n{error}",
@@ -198,6 +203,18 @@ def _explained(
         if better and better != asked.version
         else "choose another cuda.version, or other versions of what is named",
     )
+
+
+def _check_one(wheels: Sequence[LockedWheel], release: Release) -> None:
+    """No wheel brings another CUDA by names that the release does not have: those of CUDA 12 and 13 differ."""
+    other = [wheel for wheel in wheels if wheel.name in _RUNTIME and _minor(wheel) != release.minor]
+    if other:
+        names = ", ".join(f"{wheel.name} {wheel.version}" for wheel in other)
+        raise BuilderError(f"they bring {names}, which is CUDA {_minor(other[0])}")
+
+
+def _minor(wheel: LockedWheel) -> str:
+    return table.minor(Version(wheel.version))
 
 
 def brought(wheels: Iterable[LockedWheel]) -> str | None:
