@@ -39,7 +39,7 @@ from builder.progress import human_size
 @click.option(
     "--tables/--no-tables",
     default=None,
-    help="Whether INT8 takes embedding tables; without it, where a model writes no text and they are a third of it.",
+    help="Whether `int8` takes embedding tables; without it, where a model writes no text and they are a third of it.",
 )
 @click.option("--tensors", is_flag=True, help="Show what became of each tensor.")
 @plain_http_option

@@ -108,33 +108,25 @@ def _quantisation(precision: Precision, treatments: Treatments) -> dict[str, Any
         "observer": "minmax",
         "observer_kwargs": {},
     }
-    packed = _group(["Linear", "Embedding"] if treatments.tables else ["Linear"], weights, None, "pack-quantized")
-    if precision == "int8-dynamic":
-        activations = {**weights, "strategy": "token", "dynamic": True, "observer": None}
-        groups = [_group(["Linear"], weights, activations, "int-quantized")]
-        groups += [{**packed, "targets": ["Embedding"]}] if treatments.tables else []
-    else:
-        groups = [packed]
+    dynamic = precision == "int8-dynamic"
+    form = "int-quantized" if dynamic else "pack-quantized"
+    group = {
+        "targets": ["Linear", "Embedding"] if treatments.tables else ["Linear"],
+        "weights": weights,
+        "input_activations": {**weights, "strategy": "token", "dynamic": True, "observer": None} if dynamic else None,
+        "output_activations": None,
+        "format": form,
+    }
     return {
         "quant_method": "compressed-tensors",
-        "format": groups[0]["format"] if len(groups) == 1 else "mixed-precision",
+        "format": form,
         "quantization_status": "compressed",
-        "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
+        "config_groups": {"group_0": group},
         "ignore": list(treatments.ignored),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
-    }
-
-
-def _group(
-    targets: list[str], weights: dict[str, Any], activations: dict[str, Any] | None, form: str
-) -> dict[str, Any]:
-    return {
-        "targets": targets,
-        "weights": weights,
-        "input_activations": activations,
-        "output_activations": None,
-        "format": form,
+        # Transformers 5 stumbles over packed tables, unless it unpacks all weights while it reads them.
+        **({"dequantize": True} if treatments.tables else {}),
     }
 
 

@@ -5,7 +5,7 @@
 * Norms, routers of experts, rotary tables and the state matrices of state-space models keep theirs whatever their shape.
 * INT8 is for the weights of linear layers: `X.weight` of two dimensions, one scale for each output. Output heads and
   routers stay as they are, and so do embedding tables, but where the model writes no text and the tables are more than
-  a third of it: an encoder such as MiniLM is half table.
+  a third of it: an encoder such as MiniLM is half table. With `int8-dynamic`, whose readers know no tables, they all stay.
 """
 
 from __future__ import annotations
@@ -66,12 +66,14 @@ def treat(
 ) -> Treatments:
     """What becomes of the tensors of one model (all its files), whose `config.json` says `config`.
 
-    `tables`: whether embedding tables are quantised; None decides as the module says.
+    `tables`: whether `int8` quantises embedding tables; None decides as the module says.
     """
     found = tuple(tensors)
     if precision in TARGETS:
         return _cast(found, TARGETS[precision])
-    return _quantised(found, config, tables, linear="step" if precision == "int8-dynamic" else "pack")
+    if precision == "int8-dynamic":
+        return _quantised(found, config, "step", tables=False)
+    return _quantised(found, config, "pack", tables)
 
 
 def module(name: str) -> str:
@@ -94,7 +96,7 @@ def _cast(tensors: Sequence[Tensor], target: str) -> Treatments:
 
 
 def _quantised(
-    tensors: Sequence[Tensor], config: Mapping[str, Any], tables: bool | None, linear: Treatment
+    tensors: Sequence[Tensor], config: Mapping[str, Any], treatment: Treatment, tables: bool | None
 ) -> Treatments:
     weights = [tensor for tensor in tensors if _is_weight(tensor)]
     found = {tensor.name for tensor in weights if _TABLE.search(_last(tensor.name))}
@@ -106,13 +108,12 @@ def _quantised(
     ignored = []
     for tensor in weights:
         if tensor.name in found:
-            # What looks a number up has no activations: it is packed in either scheme.
-            by_name[tensor.name] = "pack" if tables and _is_fit(tensor) else "keep"
+            by_name[tensor.name] = treatment if tables and _is_fit(tensor) else "keep"
         elif _is_linear(tensor, config):
-            by_name[tensor.name] = linear
+            by_name[tensor.name] = treatment
         if by_name[tensor.name] == "keep" and (tables or tensor.name not in found):
             ignored.append(module(tensor.name))
-    return Treatments(by_name, tables and "pack" in (by_name[name] for name in found), tuple(sorted(ignored)))
+    return Treatments(by_name, tables and treatment in (by_name[name] for name in found), tuple(sorted(ignored)))
 
 
 def _is_linear(tensor: Tensor, config: Mapping[str, Any]) -> bool:
