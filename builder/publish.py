@@ -18,6 +18,7 @@ from builder.places.delivery import Blob, Delivered, Delivery, Document, Sink
 from builder.progress import Progress
 from builder.store import Store
 
+_PIECE = 1 << 20
 _DOCUMENTS = frozenset({spec.INDEX, spec.MANIFEST})
 
 
@@ -52,24 +53,35 @@ class Publishing:
         for descriptor in filter(None, (layer.blob, layer.ztoc)):
             self._delivery.offer(self._stored(descriptor))
 
-    def finish(self, image: Assembled, attached: Sequence[tuple[Descriptor, bytes]] = ()) -> tuple[Delivered, ...]:
+    def offer(self, blob: Blob) -> None:
+        """Begins to send something else that belongs there: a file of a model."""
+        self._delivery.offer(blob)
+
+    def finish(
+        self,
+        image: Assembled,
+        attached: Sequence[tuple[Descriptor, bytes]] = (),
+        beside: Sequence[Document] = (),
+        tags: Sequence[tuple[str, Document]] = (),
+    ) -> tuple[Delivered, ...]:
         """Everything of the images is in every place afterwards, and the tags point at it.
 
         `attached` are blobs and manifests that refer to the images, what is referred to first; they are there before the
-        tags. Raises `DamagedError` where the store's bytes are at fault, and what the places raise.
+        tags. So are the documents `beside` the images, and the `tags` that point at some of them. Raises `DamagedError`
+        where the store's bytes are at fault, and what the places raise.
         """
         for layer in (layer for item in image.images for layer in item.layers):
             self.ready(layer)
         for item in image.images:
             self._delivery.offer(self._stored(Descriptor(spec.CONFIG, Digest.of(item.config), len(item.config))))
-        documents: list[Document] = []
+        documents: list[Document] = [*beside]
         for descriptor, data in (*image.documents.blobs, *attached):
             if descriptor.media_type in _DOCUMENTS:
                 documents.append(Document(descriptor, data))
             else:
                 self._delivery.offer(Blob(descriptor, _in_memory(data)))
         try:
-            return self._delivery.complete(documents, Document(*image.documents.blobs[-1]))
+            return self._delivery.complete(documents, Document(*image.documents.blobs[-1]), tags)
         except BuilderError as error:
             self._check_store(error)
             raise
@@ -80,6 +92,11 @@ class Publishing:
         if failed is None or failed.path is None or isinstance(error, DamagedError):
             return
         digest = failed.descriptor.digest
+        if failed.path != self._store.path(digest):  # it is the user's own, and says itself whether it is at fault
+            with failed.open() as stream:
+                while stream.read(_PIECE):
+                    pass
+            return
         if not self._store.verify(digest):
             raise DamagedError(f"{self._store.path(digest)}: the bytes are damaged") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,10 +19,13 @@ from builder.image import Assembled
 from builder.lock import Lock
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
-from builder.places.delivery import Delivered
+from builder.places.delivery import Delivered, Sink
 from builder.places.destination import DEFAULT_TAG, Destination, Folder, Repository
 from builder.progress import human_size
 from builder.signing import Signer
+
+if TYPE_CHECKING:
+    from builder.cli.beside import Models
 
 attach_option = click.option(
     "--attach/--no-attach",
@@ -119,15 +123,28 @@ def _published(
         for attempt in range(2):
             sinks = open_sinks(tagged, context, mount_from)
             try:
+                models = _models(work, lock, sinks, mount_from)
                 with Publishing(context.store, sinks, context.progress, context.settings.jobs) as publishing:
+                    if models:
+                        models.begin(publishing)
                     image = work.assemble(lock, publishing.ready)
                     attached = _papers(work, lock, image) if attaching else ()
+                    if models:
+                        return image, models.finish(publishing, image, attached, attaching)
                     return image, publishing.finish(image, attached)
             except DamagedError as error:
                 if attempt:
                     raise
                 context.progress.note(f"{error}; it is made again")
     raise AssertionError("the second attempt returns or raises")
+
+
+def _models(work: Work, lock: Lock, sinks: Sequence[Sink], mount_from: Sequence[str]) -> Models | None:
+    if not lock.models:
+        return None
+    from builder.cli.beside import Models  # it takes long to import, and few profiles have models
+
+    return Models(work, lock, sinks, mount_from)
 
 
 def _papers(work: Work, lock: Lock, image: Assembled) -> Sequence[tuple[Descriptor, bytes]]:

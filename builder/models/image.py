@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from builder.models.publish import changed
 from builder.models.values import LocalModelFile
 from builder.oci import spec
 from builder.oci.checking import Checked
+from builder.oci.companions import OF_MODEL
 from builder.oci.config import Execution, image_config
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor, Platform
@@ -29,10 +30,9 @@ from builder.places.delivery import Blob, Delivered, Delivery, Document, Sink
 from builder.progress import Progress
 from builder.store import Store
 
+MODEL_DIGEST = OF_MODEL
 FOLDER = "models"
 """Where the files are in the image: KServe looks there."""
-MODEL_DIGEST = "vnd.layerwright.of-model"
-"""The annotation and label with the digest of the artifact that has the same files."""
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 PLATFORMS = (Platform("linux", "amd64"), Platform("linux", "arm64"))
 MAX_LAYERS = 100
@@ -84,11 +84,17 @@ def publish_image(
 ) -> tuple[Delivered, ...]:
     """The image is in every place afterwards, and its tags point at it. What is there already is not sent again."""
     with Delivery(sinks, progress, connections, "publish image of model") as delivery:
-        for descriptor, group in sorted(image.layers, key=lambda item: -item[0].size):
-            delivery.offer(Blob(descriptor, _opener(descriptor, group)))
-        for descriptor, data in image.configs:
-            delivery.offer(Blob(descriptor, _in_memory(data)))
+        for blob in blobs(image):
+            delivery.offer(blob)
         return delivery.complete([*image.documents, image.index], image.index)
+
+
+def blobs(image: ModelImage) -> Iterator[Blob]:
+    """What the image is made of, the largest first, so that the last to arrive is not the longest."""
+    for descriptor, group in sorted(image.layers, key=lambda item: -item[0].size):
+        yield Blob(descriptor, _opener(descriptor, group))
+    for descriptor, data in image.configs:
+        yield Blob(descriptor, _in_memory(data))
 
 
 def _groups(files: Sequence[LocalModelFile]) -> list[tuple[LocalModelFile, ...]]:
@@ -128,7 +134,9 @@ def _image(model: EncodedModel, layers: tuple[tuple[Descriptor, tuple[LocalModel
         "manifests": [entry.document() for entry in entries],
         "annotations": said,
     }
-    return ModelImage(_document(spec.INDEX, index), tuple(found for _, found in manifests), tuple(configs), layers)
+    top = _document(spec.INDEX, index)
+    marked = replace(top.descriptor, annotations={MODEL_DIGEST: str(model.manifest.digest)})  # for the lists of layouts
+    return ModelImage(Document(marked, top.data), tuple(found for _, found in manifests), tuple(configs), layers)
 
 
 def _document(media_type: str, document: Mapping[str, object]) -> Document:

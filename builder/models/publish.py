@@ -44,10 +44,11 @@ def publish(
             delivery.offer(blob)
         documents = []
         for descriptor, data in attached:
-            if descriptor.media_type in _DOCUMENTS:
-                documents.append(Document(descriptor, data))
+            item = part(descriptor, data)
+            if isinstance(item, Document):
+                documents.append(item)
             else:
-                delivery.offer(Blob(descriptor, _in_memory(data)))
+                delivery.offer(item)
         try:
             return delivery.complete([document(model), *documents], document(model))
         except BuilderError:
@@ -58,6 +59,13 @@ def publish(
 def document(model: EncodedModel) -> Document:
     """The manifest of a model, to be delivered after its blobs."""
     return Document(model.manifest, model.data)
+
+
+def part(descriptor: Descriptor, data: bytes) -> Blob | Document:
+    """What lies in memory, as a delivery takes it."""
+    if descriptor.media_type in _DOCUMENTS:
+        return Document(descriptor, data)
+    return Blob(descriptor, _in_memory(data))
 
 
 def blobs(model: EncodedModel, store: Store | None = None, *, as_files: bool = False) -> Iterator[Blob]:

@@ -10,6 +10,9 @@ import re
 
 from builder.oci.digest import Digest
 
+OF_MODEL = "vnd.layerwright.of-model"
+"""The annotation, and label, of an image that holds nothing but a model: the digest of the artifact with the same files."""
+
 _SUFFIXES = ("att", "sbom", "sig")
 _TAG = re.compile(rf"sha256-[0-9a-f]{{64}}\.(?:{'|'.join(_SUFFIXES)})")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from builder.errors import BuilderError
-from builder.oci.companions import is_companion
+from builder.oci.companions import OF_MODEL, is_companion
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 
@@ -33,7 +33,8 @@ class Listing:
     read: Callable[[Digest], bytes | None]
 
     def resolve(self, reference: str | None) -> Descriptor:
-        """What a tag or the text of a digest stands for; None: the only one, tagged ones first, referrers never.
+        """What a tag or the text of a digest stands for; None: the only one, tagged ones first, referrers never, models only
+        where there is nothing else.
 
         The annotation `REF_NAME` of the outcome tells its tag. Raises `LayoutError`.
         """
@@ -43,11 +44,11 @@ class Listing:
             raise LayoutError(f"{self.where}: no image is in it, or it is no OCI layout", hint="publish to it first")
         tagged = [entry for entry in self.entries if REF_NAME in entry.annotations]
         if reference is None:
-            images = [entry for entry in tagged if not is_companion(entry.annotations[REF_NAME])]
+            images = [entry for entry in tagged if not _belongs_to_another(entry)]
             found = images or [entry for entry in self.entries if subject(self.read(entry.digest) or b"") is None]
         else:
             found = [entry for entry in tagged if entry.annotations[REF_NAME] == reference]
-        if len(found) != 1:
+        if len({entry.digest for entry in found}) != 1:
             names = ", ".join(sorted(entry.annotations[REF_NAME] for entry in tagged)) or "images without a tag"
             raise LayoutError(f"{self.where}: it holds {names}", hint=f"name one of them as {self.scheme}:TAG")
         return found[0]
@@ -85,6 +86,11 @@ class Listing:
         with suppress(ValueError, KeyError, TypeError, RecursionError):
             return Descriptor(str(json.loads(data)["mediaType"]), digest, len(data))
         raise LayoutError(f"{self.where}: {digest} is no manifest", hint="name a tag, or the digest of a manifest")
+
+
+def _belongs_to_another(entry: Descriptor) -> bool:
+    """Whether what is tagged was published for the sake of an image: signatures, models, and the images of models."""
+    return is_companion(entry.annotations[REF_NAME]) or bool(entry.artifact_type) or OF_MODEL in entry.annotations
 
 
 def parse_index(data: bytes, name: str) -> list[dict[str, Any]]:
