@@ -45,10 +45,11 @@ class Listing:
         tagged = [entry for entry in self.entries if REF_NAME in entry.annotations]
         if reference is None:
             images = [entry for entry in tagged if not _belongs_to_another(entry)]
-            found = images or [entry for entry in self.entries if subject(self.read(entry.digest) or b"") is None]
+            others = (entry for entry in self.entries if subject(self.read(entry.digest) or b"") is None)
+            found = images or [*{entry.digest: entry for entry in others}.values()]
         else:
             found = [entry for entry in tagged if entry.annotations[REF_NAME] == reference]
-        if len({entry.digest for entry in found}) != 1:
+        if len(found) != 1:
             names = ", ".join(sorted(entry.annotations[REF_NAME] for entry in tagged)) or "images without a tag"
             raise LayoutError(f"{self.where}: it holds {names}", hint=f"name one of them as {self.scheme}:TAG")
         return found[0]
