@@ -13,6 +13,8 @@ Parsed from `config.toml` and the environment, both given by the command line:
 
 from __future__ import annotations
 
+import os
+import pwd
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -112,6 +114,16 @@ def config_path(environ: Mapping[str, str], home: Path) -> Path:
     if named:
         return Path(named)
     return _base(environ, "XDG_CONFIG_HOME", home / ".config") / _NAME / "config.toml"
+
+
+def home_of(environ: Mapping[str, str]) -> Path:
+    """The user's home; containers run as users that no file knows, and theirs is `/`."""
+    if home := environ.get("HOME"):
+        return Path(home)
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return Path("/")
 
 
 def _problems(document: Mapping[str, object]) -> list[str]:

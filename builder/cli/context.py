@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from builder.errors import UsageError
 from builder.progress import Progress, Silent, Terminal
-from builder.settings import Settings, config_path
+from builder.settings import Settings, config_path, home_of
 
 if TYPE_CHECKING:  # HTTP takes longer to import than `--help` may take
     from builder.client import Client
@@ -44,7 +42,7 @@ class Context:
         jobs: int | None = None,
     ) -> Context:
         """Reads the config file; the arguments are the global options. Raises `UsageError`."""
-        home = Path(environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir)
+        home = home_of(environ)
         config = config_path(environ, home)
         settings = Settings.parse(_text(config), config, environ, home)
         settings = replace(settings, offline=offline or settings.offline, jobs=jobs or settings.jobs)

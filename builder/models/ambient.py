@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.settings import Settings, config_path
+from builder.settings import Settings, config_path, home_of
 from builder.store import Store
 
 if TYPE_CHECKING:
@@ -57,13 +56,3 @@ class Ambient:
         from builder.client import Client
 
         return Client(self.settings.network)
-
-
-def home_of(environ: Mapping[str, str]) -> Path:
-    """The user's home; containers run as users that no file knows, and theirs is `/`."""
-    if home := environ.get("HOME"):
-        return Path(home)
-    try:
-        return Path(pwd.getpwuid(os.getuid()).pw_dir)
-    except KeyError:
-        return Path("/")

@@ -94,10 +94,6 @@ class Remembering:
         """What a tag stands for; None if there is none."""
         return self.source.find(tag)
 
-    def tags(self) -> tuple[str, ...]:
-        """The names of all tags."""
-        return self.source.tags()
-
     def _noted(self, descriptor: Descriptor) -> Descriptor:
         self.manifest(descriptor)
         return descriptor

@@ -16,6 +16,7 @@ VERBS = {
     "convert": "builder.cli.model.convert:convert",
     "pull": "builder.cli.model.pull:pull",
     "cat": "builder.cli.model.cat:cat",
+    "client": "builder.cli.model.client:client",
 }
 """Each verb and the command that does it, imported when it is asked for."""
 
@@ -27,6 +28,7 @@ _SUMMARIES = {
     "convert": "Convert a model to another precision.",
     "pull": "Pull a model into a folder, whole or in part.",
     "cat": "Write a file or a tensor of a model to stdout.",
+    "client": "Write the program that pulls, as one file.",
 }
 
 
