@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ _START = 30.0
 
 
 def require(name: str) -> Path:
-    """The judge of this name: `_OWN` and `_TOOLS` are built on demand, any other one is a program on PATH.
+    """The judge of this name: `_OWN` and `_TOOLS` are built on demand, `cuobjdump` comes with a wheel, any other one is a
+    program on PATH.
 
     A judge that is missing skips the test, or fails it where LAYERWRIGHT_REQUIRE_JUDGES=1 (as in CI).
     """
@@ -41,8 +43,17 @@ def require(name: str) -> Path:
         return _built(name, PEERS / _OWN[name], ".")
     if name in _TOOLS:
         return _built(name, PEERS / _TOOLS[name], _package(name))
+    if name == "cuobjdump":
+        return _cuobjdump()
     found = shutil.which(name)
     return Path(found) if found else missing(name, f"no {name} on PATH")
+
+
+def _cuobjdump() -> Path:
+    """NVIDIA's own reader of GPU code, from its wheel, which is one of the test dependencies; its exec bit is in the wheel."""
+    places = [Path(folder) / "nvidia/cu13/bin/cuobjdump" for folder in sys.path]
+    found = next((place for place in places if os.access(place, os.X_OK)), None)
+    return found or missing("cuobjdump", "the wheel nvidia-cuda-cuobjdump is not installed")
 
 
 @contextmanager
