@@ -1,9 +1,11 @@
-"""The only door to other programs: one function that runs one and returns what it printed."""
+"""The only door to other programs: one function that runs one and returns what it printed, one that lets one run."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,3 +56,49 @@ def run(
         message = f"{name} failed with status {done.returncode}: {tail or 'it printed nothing'}"
         raise ToolError(message, hint=hint, output=tail)
     return done.stdout or b""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A program that runs beside us."""
+
+    name: str
+    pid: int
+    log: Path
+    status: Callable[[], int | None]
+
+    def check(self) -> None:
+        """Raises `ToolError` with the end of its log if it has ended."""
+        status = self.status()
+        if status is not None:
+            tail = self.log.read_bytes()[-_TAIL:].decode(errors="replace").strip()
+            raise ToolError(f"{self.name} ended with status {status}: {tail or 'it printed nothing'}", output=tail)
+
+
+@contextmanager
+def running(
+    argv: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, grace: float = 5.0, hint: str | None = None
+) -> Iterator[Running]:
+    """A program for the length of a `with` block; what it prints goes to the file `log`.
+
+    It is asked to end, and killed after `grace` seconds. It gets no interrupt of the terminal, and it ends with us, whatever
+    ends us: who is left to run it in the background would never know of it. Raises `ToolError` if it cannot be run.
+    """
+    name = Path(argv[0]).name
+    alone = ["setpriv", "--pdeathsig", "TERM", "--"]
+    with log.open("ab") as out:
+        try:
+            child = subprocess.Popen(
+                [*alone, *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, start_new_session=True
+            )
+        except OSError as error:
+            raise ToolError(f"{name}: cannot be run: {error.strerror}", hint=hint or "install util-linux") from error
+    try:
+        yield Running(name, child.pid, log, child.poll)
+    finally:
+        child.terminate()
+        try:
+            child.wait(grace)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

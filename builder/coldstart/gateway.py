@@ -1,0 +1,207 @@
+"""The registry as a starting node sees it: everything that the node asks for passes here and is counted.
+
+A server on the loopback that serves one image out of any `Source`. What the real clients fetch, when, and how much of
+which blob, is then known exactly, whatever registry it comes from; and that registry's credentials are ours to give.
+Manifests and small requests: distribution-spec 1.1; blobs by ranges (RFC 9110 §14).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
+
+from builder.errors import BuilderError
+from builder.oci import spec
+from builder.oci.content import Source
+from builder.oci.digest import Digest
+
+NAME = "image"
+"""The repository that the image is served from."""
+
+_PATH = re.compile(rf"/v2/{NAME}/(manifests|blobs|referrers)/([^/?]+)")
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of the node: when it came (seconds of `time.monotonic`), how long it took, and what was sent.
+
+    `kind` is `manifest`, `blob` or `referrers`; a blob was sent from `start` to before `end`. `sent` counts the body's bytes.
+    """
+
+    at: float
+    seconds: float
+    kind: str
+    digest: str
+    start: int
+    end: int
+    sent: int
+    status: int
+
+
+class Blobs(Protocol):
+    """Where the bytes of blobs come from, in any part."""
+
+    def size(self, digest: Digest) -> int | None:
+        """How many bytes a blob has; None if there is none."""
+
+    def ranges(self, digest: Digest, start: int, end: int) -> Iterator[bytes | memoryview]:
+        """The bytes from `start` to before `end`."""
+
+
+class Gateway:
+    """Serves `source` on the loopback while its `with` block lasts."""
+
+    def __init__(self, source: Source, blobs: Blobs) -> None:
+        self._source = source
+        self._blobs = blobs
+        self._guard = threading.Lock()
+        self._requests: list[Request] = []
+        self._failures: list[BuilderError] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> Gateway:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """What was asked for and answered so far, in the order in which it ended."""
+        with self._guard:
+            return tuple(self._requests)
+
+    @property
+    def failure(self) -> BuilderError | None:
+        """What the source raised first, if it raised anything: why the node got no answer."""
+        with self._guard:
+            return self._failures[0] if self._failures else None
+
+    def forget(self) -> None:
+        """Begins to count anew."""
+        with self._guard:
+            self._requests.clear()
+            self._failures.clear()
+
+    def note(self, request: Request) -> None:
+        with self._guard:
+            self._requests.append(request)
+
+    def failed(self, error: BuilderError) -> None:
+        with self._guard:
+            self._failures.append(error)
+
+    def document(self, reference: str) -> tuple[str, bytes]:
+        """Media type and bytes of a manifest."""
+        descriptor = self._source.resolve(reference)
+        return descriptor.media_type, self._source.manifest(descriptor)
+
+    def referrers(self, digest: str) -> bytes:
+        entries = [item.document() for item in self._source.referrers(Digest.parse(digest))]
+        return spec.encode({"schemaVersion": 2, "mediaType": spec.INDEX, "manifests": entries})
+
+    def size(self, digest: str) -> int | None:
+        return self._blobs.size(Digest.parse(digest))
+
+    def ranges(self, digest: str, start: int, end: int) -> Iterator[bytes | memoryview]:
+        return self._blobs.ranges(Digest.parse(digest), start, end)
+
+
+def _handler(gateway: Gateway) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            self._answer(True)
+
+        def do_HEAD(self) -> None:
+            self._answer(False)
+
+        def log_message(self, *_: object) -> None:
+            return None
+
+        def _answer(self, with_body: bool) -> None:
+            begun = time.monotonic()
+            path = self.path.partition("?")[0]
+            if path in ("/v2", "/v2/"):
+                self._send(200, {}, b"{}", with_body)
+                return
+            found = _PATH.fullmatch(path)
+            if not found:
+                self._send(404, {}, b"{}", with_body)
+                return
+            kind, name = found[1].removesuffix("s") if found[1] != "referrers" else found[1], found[2]
+            what = [0, 0, 404, 0]  # start, end, status, sent
+            try:
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    self._serve(kind, name, with_body, what)
+            except BuilderError as error:
+                gateway.failed(error)
+                self.close_connection = True
+            start, end, status, sent = what
+            gateway.note(Request(begun, time.monotonic() - begun, kind, name, start, end, sent, status))
+
+        def _serve(self, kind: str, name: str, with_body: bool, what: list[int]) -> None:
+            if kind == "blob":
+                self._blob(name, with_body, what)
+                return
+            if kind == "manifest":
+                media_type, data = gateway.document(name)
+                headers = {"content-type": media_type, "docker-content-digest": str(Digest.of(data))}
+            else:
+                data, headers = gateway.referrers(name), {"content-type": spec.INDEX}
+            self._send(200, headers, data, with_body)
+            what[1:] = [len(data), 200, len(data) * with_body]
+
+        def _blob(self, name: str, with_body: bool, what: list[int]) -> None:
+            size = gateway.size(name) if _DIGEST.fullmatch(name) else None
+            if size is None:
+                self._send(404, {}, b"{}", with_body)
+                return
+            start, end, status = 0, size, 200
+            headers = {"content-type": "application/octet-stream", "accept-ranges": "bytes"}
+            if asked := _RANGE.fullmatch(self.headers.get("range", "")):
+                start, end, status = int(asked[1]), min(size, int(asked[2] or size) + 1 if asked[2] else size), 206
+                if start >= size:
+                    self._send(416, {"content-range": f"bytes */{size}"}, b"", with_body)
+                    what[2] = 416
+                    return
+                headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
+            what[:3] = [start, end, status]
+            self.send_response(status)
+            for key, value in {**headers, "content-length": str(end - start)}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if with_body:
+                for piece in gateway.ranges(name, start, end):
+                    self.wfile.write(piece)
+                    what[3] += len(piece)
+
+        def _send(self, status: int, headers: dict[str, str], data: bytes, with_body: bool) -> None:
+            self.send_response(status)
+            for key, value in {**headers, "content-length": str(len(data))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(data)
+
+    return Handler

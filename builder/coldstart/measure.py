@@ -1,0 +1,236 @@
+"""One start on the real stack, and what it took, phase by phase."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder import process
+from builder.coldstart.gateway import NAME, Gateway, Request
+from builder.coldstart.ready import Ready
+from builder.coldstart.stack import Stack
+from builder.coldstart.values import Phase, Start
+from builder.errors import BuilderError, ToolError
+from builder.process import Running
+
+MARKS = "LAYERWRIGHT_START"
+"""The environment variable that names the file which a program writes its own marks to (`builder.start`)."""
+
+_PLACE = "/run/layerwright"
+_POLL = 0.002
+_ASK = 0.02
+_END = 10.0
+_MOST_PRINTED = 4 << 20
+
+
+class StartError(BuilderError):
+    """The image does not start, or not in time."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is started: `digest` of the index or manifest, the program's `arguments` in full (none: the image's own), variables
+    and mounts added to those of the image, and when it counts as started, at most `timeout` seconds later."""
+
+    digest: str
+    platform: str
+    ready: Ready
+    timeout: float
+    arguments: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    gpus: str = ""
+
+
+@dataclass
+class _Clock:
+    """The ends of phases, in seconds of `time.monotonic`."""
+
+    ends: list[tuple[str, float]]
+
+    def end(self, name: str, at: float | None = None) -> None:
+        self.ends.append((name, time.monotonic() if at is None else at))
+
+
+def start(stack: Stack, gateway: Gateway, wanted: Wanted, ask: Callable[[str], bool], *, again: bool = False) -> Start:
+    """Starts the image once, until it is ready, and ends it. `again`: the stack has it already, so that nothing is pulled.
+
+    Raises `StartError` with what the program or the stack said, `ToolError`, and what the source of the image raised.
+    """
+    gateway.forget()
+    reference = f"{gateway.address}/{NAME}@{wanted.digest}"
+    until = time.monotonic() + wanted.timeout
+    begun = time.monotonic()
+    clock = _Clock([])
+    try:
+        if not again:
+            _pull(stack, reference, wanted, until)
+            clock.end("resolve", _resolved(gateway.requests, begun))
+            clock.end("pull")
+        name = f"start-{time.monotonic_ns():x}"
+        with _container(stack, reference, name, wanted, until) as marks:
+            clock.end("create")
+            status = _run(stack, name, wanted, ask, until, clock)
+            told = _marks(marks)
+    except (ToolError, StartError) as error:
+        if gateway.failure:  # the node got no bytes: that is what has to be known
+            raise gateway.failure from error
+        raise
+    return _told(clock, begun, gateway.requests, told, status, again)
+
+
+def _pull(stack: Stack, reference: str, wanted: Wanted, until: float) -> None:
+    options = ["--plain-http", "--snapshotter", stack.snapshotter, "--platform", wanted.platform]
+    _timed(stack, until, "images", "pull", *options, reference)
+
+
+def _timed(stack: Stack, until: float, *arguments: str) -> bytes:
+    left = until - time.monotonic()
+    if left <= 0:
+        raise StartError("the start takes too long", hint="give it more time: --timeout")
+    return stack.run(*arguments, timeout=left)
+
+
+@contextmanager
+def _container(stack: Stack, reference: str, name: str, wanted: Wanted, until: float) -> Iterator[Path]:
+    """A container that is gone afterwards; gives the file that the program's marks come to."""
+    folder = stack.folder / name
+    folder.mkdir()
+    folder.chmod(0o755)
+    marks = folder / "marks"
+    marks.touch()
+    marks.chmod(0o666)  # whichever user the program is
+    options = ["--snapshotter", stack.snapshotter, "--net-host"]
+    options += ["--mount", f"type=bind,src={folder},dst={_PLACE},options=rbind:rw"]
+    for key, value in (*wanted.env, (MARKS, f"{_PLACE}/{marks.name}")):
+        options += ["--env", f"{key}={value}"]
+    if wanted.gpus:
+        options += ["--gpus", wanted.gpus]
+    _timed(stack, until, "containers", "create", *options, reference, name, *wanted.arguments)
+    try:
+        yield marks
+    finally:
+        for command in (
+            ("tasks", "kill", "--all", "--signal", "SIGKILL", name),
+            ("tasks", "delete", "--force", name),
+            ("containers", "delete", name),
+        ):
+            with suppress(ToolError):
+                process.run(stack.ctr(*command), timeout=_END)
+
+
+def _run(
+    stack: Stack, name: str, wanted: Wanted, ask: Callable[[str], bool], until: float, clock: _Clock
+) -> int | None:
+    """Runs the program until it is ready; its exit status if it ended."""
+    folder = stack.folder / name
+    log, pid_file = folder / "output", folder / "pid"
+    command = stack.ctr("tasks", "start", "--pid-file", str(pid_file), name)
+    with process.running(command, log) as task:
+        _wait_for_exec(stack, task, pid_file, until)
+        clock.end("process")
+        asked = 0.0
+        while (status := task.status()) is None:
+            now = time.monotonic()
+            if now - asked >= _ASK:
+                asked = now
+                stack.check()
+                if wanted.ready.reached(_printed(log), ask):
+                    clock.end("program")
+                    return None
+            if now > until:
+                raise StartError(
+                    f"it is not ready after {wanted.timeout:g} s{_said(log)}", hint="give it more time: --timeout"
+                )
+            time.sleep(_POLL)
+        clock.end("program")
+        if wanted.ready.text != "exit" and not wanted.ready.reached(_printed(log), lambda _: False):
+            raise StartError(f"it ended with status {status} before it was ready{_said(log)}")
+        return status
+
+
+def _wait_for_exec(stack: Stack, task: Running, pid_file: Path, until: float) -> None:
+    """Until the container's first process is the image's program: runc's own has another name before."""
+    while time.monotonic() < until and task.status() is None:
+        with suppress(OSError, ValueError):
+            pid = int(pid_file.read_text())
+            if not Path(f"/proc/{pid}/comm").read_text().startswith("runc"):
+                return
+        time.sleep(_POLL)
+    stack.check()
+
+
+def _resolved(requests: Sequence[Request], begun: float) -> float:
+    """When the last manifest had come: after it, layers are fetched or mounted."""
+    return max((request.at + request.seconds for request in requests if request.kind == "manifest"), default=begun)
+
+
+def _printed(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _MOST_PRINTED))
+        return file.read().decode(errors="replace")
+
+
+def _said(log: Path) -> str:
+    lines = _printed(log).strip().splitlines()
+    return "; it printed:\n  " + "\n  ".join(lines[-20:]) if lines else ", and it printed nothing"
+
+
+def _marks(path: Path) -> list[tuple[str, float]]:
+    """The names and moments (seconds of `time.monotonic`) of the program's marks; lines that are none are left out."""
+    found = []
+    for line in path.read_bytes()[:_MOST_PRINTED].splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            if isinstance(entry["phase"], str) and entry["phase"].isprintable():
+                found.append((entry["phase"][:100], int(entry["end_ns"]) / 1e9))
+    return found
+
+
+def _told(
+    clock: _Clock,
+    begun: float,
+    requests: Sequence[Request],
+    marks: Sequence[tuple[str, float]],
+    status: int | None,
+    again: bool,
+) -> Start:
+    """The phases one after another: a mark of the program ends a phase of its own, and the rest is the program's."""
+    ends = [*clock.ends[:-1], *sorted(marks, key=lambda mark: mark[1]), clock.ends[-1]]
+    if marks:
+        ends[-1] = ("ready", clock.ends[-1][1])
+    phases = []
+    at = begun
+    for name, end in ends:
+        end = min(max(end, at), clock.ends[-1][1])
+        phases.append(_phase(name, at, end, begun, requests))
+        at = end
+    there = [request for request in requests if request.at <= at]
+    return Start(
+        tuple(phases),
+        round(at - begun, 3),
+        sum(request.sent for request in there),
+        len(there),
+        sum(map(_is_span, there)),
+        again,
+        status,
+    )
+
+
+def _phase(name: str, begin: float, end: float, begun: float, requests: Sequence[Request]) -> Phase:
+    there = [request for request in requests if begin <= request.at < end]
+    return Phase(
+        name,
+        round(begin - begun, 3),
+        round(end - begin, 3),
+        sum(request.sent for request in there),
+        len(there),
+        sum(map(_is_span, there)),
+    )
+
+
+def _is_span(request: Request) -> bool:
+    return request.kind == "blob" and request.status == 206

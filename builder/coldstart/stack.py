@@ -1,0 +1,149 @@
+"""containerd with a snapshotter, started for one measurement in a folder of its own, and asked through `ctr`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder import process
+from builder.coldstart.tools import Snapshotter, Tools
+from builder.errors import ToolError
+from builder.process import Running
+
+_START = 30.0
+_POLL = 0.01
+
+_CONTAINERD = """version = 3
+root = {root}
+state = {state}
+disabled_plugins = [
+  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.tracing",
+]
+[grpc]
+  address = {socket}
+[ttrpc]
+  address = {ttrpc}
+[proxy_plugins.soci]
+  type = "snapshot"
+  address = {soci}
+  [proxy_plugins.soci.exports]
+    root = {snapshots}
+    enable_remote_snapshot_annotations = "true"
+[plugins.'io.containerd.transfer.v1.local']
+  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+    platform = {platform}
+    snapshotter = {snapshotter}
+"""
+
+_SOCI = """metadata_store = "db"
+disable_verification = false
+no_prometheus = true
+[background_fetch]
+  disable = true
+[content_store]
+  type = "soci"
+  containerd_address = {socket}
+[http]
+  MaxRetries = 1
+  MinWaitMsec = 1
+[pull_modes.soci_v1]
+  enable = false
+[pull_modes.soci_v2]
+  enable = true
+[resolver.host.{registry}]
+  [[resolver.host.{registry}.mirrors]]
+    host = {address}
+    insecure = true
+"""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack. `namespace` is containerd's; `daemons` are the programs that have to stay alive."""
+
+    folder: Path
+    tools: Tools
+    snapshotter: Snapshotter
+    namespace: str
+    daemons: tuple[Running, ...]
+
+    def ctr(self, *arguments: str) -> list[str]:
+        """The command line of `ctr` for this stack."""
+        return [
+            *(self.tools["ctr"], "--address", str(self.folder / "containerd.sock"), "--namespace", self.namespace),
+            *arguments,
+        ]
+
+    def run(self, *arguments: str, timeout: float, accept: Sequence[int] = (0,)) -> bytes:
+        """What a command of `ctr` prints. Raises `ToolError`, of the daemon that ended if one did."""
+        try:
+            return process.run(self.ctr(*arguments), timeout=timeout, accept=accept)
+        except ToolError:
+            self.check()
+            raise
+
+    def check(self) -> None:
+        """Raises `ToolError` if a daemon has ended."""
+        for daemon in self.daemons:
+            daemon.check()
+
+
+@contextmanager
+def stack(
+    folder: Path, tools: Tools, snapshotter: Snapshotter, registry: str, platform: str, environ: Mapping[str, str]
+) -> Iterator[Stack]:
+    """A stack in the new folder `folder`, whose nodes find the image at `registry` (host and port, without encryption)."""
+    sockets = {"socket": folder / "containerd.sock", "ttrpc": folder / "ttrpc.sock", "soci": folder / "soci.sock"}
+    values = {
+        **sockets,
+        "root": folder / "containerd",
+        "state": folder / "run",
+        "snapshots": folder / "soci",
+        "platform": platform,
+        "snapshotter": snapshotter,
+        "registry": registry,
+        "address": f"http://{registry}",
+    }
+    quoted = {name: json.dumps(str(value)) for name, value in values.items()}
+    (folder / "containerd.toml").write_text(_CONTAINERD.format(**quoted))
+    (folder / "soci.toml").write_text(_SOCI.format(**quoted))
+    env = {**environ, "PATH": tools.path}
+    soci = [tools["soci-snapshotter-grpc"]] if snapshotter == "soci" else []
+    with ExitStack() as daemons:
+        running = []
+        if soci:
+            options = ["--address", str(sockets["soci"]), "--config", str(folder / "soci.toml")]
+            options += ["--root", str(folder / "soci")]
+            running.append(daemons.enter_context(process.running([*soci, *options], folder / "soci.log", env=env)))
+            _wait(lambda: sockets["soci"].exists(), running)
+        command = [tools["containerd"], "--config", str(folder / "containerd.toml")]
+        running.append(daemons.enter_context(process.running(command, folder / "containerd.log", env=env)))
+        found = Stack(folder, tools, snapshotter, folder.name, tuple(running))
+        _wait(lambda: _answers(found), running)
+        yield found
+
+
+def _answers(found: Stack) -> bool:
+    if not (found.folder / "containerd.sock").exists():
+        return False
+    try:
+        process.run(found.ctr("version"), timeout=_START)
+    except ToolError:
+        return False
+    return True
+
+
+def _wait(there: Callable[[], bool], running: Sequence[Running]) -> None:
+    """Waits until a daemon is there; raises `ToolError` if it ends or takes too long."""
+    until = time.monotonic() + _START
+    while not there():
+        for daemon in running:
+            daemon.check()
+        if time.monotonic() > until:
+            raise ToolError(f"{running[-1].name}: no answer in {_START:g} s", hint=f"see its log, {running[-1].log}")
+        time.sleep(_POLL)

@@ -1,0 +1,50 @@
+"""The programs of the real stack: which are needed, where they are found, and how to get those that are not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from builder.errors import ToolError
+
+Snapshotter = Literal["soci", "overlayfs"]
+
+PROGRAMS: Mapping[str, str] = {
+    "containerd": "containerd 2.1 or newer (its release archive)",
+    "containerd-shim-runc-v2": "comes with containerd",
+    "ctr": "comes with containerd",
+    "runc": "runc (a Debian package)",
+    "setpriv": "util-linux (a Debian package)",
+    "umount": "mount (a Debian package)",
+    "soci-snapshotter-grpc": "soci-snapshotter 0.11 or newer (its release archive); not needed with --snapshotter overlayfs",
+}
+"""Every program that a measured start runs, and what has it."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Where the programs are; `path` is the PATH that containerd gets, so that it finds its shim and runc."""
+
+    places: Mapping[str, Path]
+    path: str
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.places[name])
+
+
+def find(environ: Mapping[str, str], snapshotter: Snapshotter) -> Tools:
+    """The programs on PATH. Raises `ToolError` that names all that are missing, and what has them."""
+    path = environ.get("PATH", os.defpath)
+    wanted = [name for name in PROGRAMS if snapshotter == "soci" or name != "soci-snapshotter-grpc"]
+    found = {name: shutil.which(name, path=path) for name in wanted}
+    missing = [name for name, place in found.items() if place is None]
+    if missing:
+        lines = "".join(f"\n  {name}: {PROGRAMS[name]}" for name in missing)
+        raise ToolError(
+            f"not on PATH, and needed to start an image:{lines}", hint="install them; `build doctor` looks again"
+        )
+    return Tools({name: Path(place) for name, place in found.items() if place}, path)
