@@ -59,7 +59,7 @@ def _cuobjdump() -> Path:
 @contextmanager
 def registry(kind: str, folder: Path, environ: Mapping[str, str] | None = None) -> Iterator[str]:
     """A running `docker-registry` or `olareg` that keeps what it has in `folder`; gives its address on the loopback."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "olareg":
         command = [
@@ -88,7 +88,8 @@ def registry(kind: str, folder: Path, environ: Mapping[str, str] | None = None) 
             server.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -30,7 +30,7 @@ FLOORS = (
     ("lock", "reference"),
     ("fetch", "plan", "registry"),
     ("places", "sources"),
-    ("binaries", "models"),
+    ("binaries", "coldstart", "models"),
     ("packing", "sbom"),
     ("attach", "own", "signing"),
     ("papers",),

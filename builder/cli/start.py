@@ -59,6 +59,7 @@ def _ready(_: click.Context, __: click.Parameter, value: str) -> Ready:
 @click.option(
     "--timeout", type=click.FloatRange(1, 86400), default=600, show_default=True, help="Seconds for one start."
 )
+@click.option("--entrypoint", default="", metavar="PROGRAM", help="What runs instead of the image's entrypoint.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable for the program.")
 @click.option("--gpus", default="", metavar="N,...", help="The GPUs that the program gets, by their numbers.")
 @click.option("--platform", default=None, help="The platform to start.  [default: that of this machine]")
@@ -81,6 +82,7 @@ def start(
     again: bool,
     ready: Ready,
     timeout: float,
+    entrypoint: str,
     env: tuple[str, ...],
     gpus: str,
     platform: str | None,
@@ -100,7 +102,7 @@ def start(
         wanted_platform,
         ready,
         timeout,
-        image.arguments(command) if command else (),
+        image.arguments(command, entrypoint),
         tuple(_variable(text) for text in env),
         gpus,
     )
@@ -118,7 +120,7 @@ def start(
         snapshotter,
         sum(layer.size for layer in image.layers),
         ready.text,
-        command,
+        wanted.arguments,
         tuple(starts),
     )
     if svg:

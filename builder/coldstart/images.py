@@ -10,7 +10,7 @@ from typing import Any
 from builder.errors import HostileInputError
 from builder.oci.content import MAX_MANIFEST, Source
 from builder.oci.digest import Digest
-from builder.oci.layout import Layout
+from builder.oci.layout import Layout, LayoutError
 from builder.oci.spec import Descriptor
 from builder.registry import Repository
 
@@ -27,11 +27,12 @@ class Startable:
     sizes: Mapping[Digest, int]
     layers: tuple[Descriptor, ...]
 
-    def arguments(self, cmd: tuple[str, ...]) -> tuple[str, ...]:
-        """The program with its arguments: the image's own, or its entrypoint with `cmd` instead of its own (image-spec, config.md)."""
+    def arguments(self, cmd: tuple[str, ...], entrypoint: str = "") -> tuple[str, ...]:
+        """The program with its arguments, as docker composes them: `cmd` replaces the image's Cmd, `entrypoint` both."""
         settings = self.config.get("config") or {}
-        entrypoint = tuple(map(str, settings.get("Entrypoint") or ()))
-        return entrypoint + (cmd or tuple(map(str, settings.get("Cmd") or ())))
+        if entrypoint:
+            return entrypoint, *cmd
+        return (*map(str, settings.get("Entrypoint") or ()), *(cmd or map(str, settings.get("Cmd") or ())))
 
 
 def look(source: Source, reference: str | None, platform: str) -> Startable:
@@ -100,7 +101,11 @@ class Blobs:
 
 
 def _of_file(layout: Layout, descriptor: Descriptor, start: int, end: int) -> Iterator[bytes]:
-    with layout.path(descriptor.digest).open("rb") as file:
+    try:
+        file = layout.path(descriptor.digest).open("rb")
+    except OSError as error:
+        raise LayoutError(f"{layout.root}: the blob {descriptor.digest}: {error.strerror}") from error
+    with file:
         file.seek(start)
         while start < end and (data := file.read(min(_PIECE, end - start))):
             start += len(data)

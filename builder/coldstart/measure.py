@@ -113,11 +113,7 @@ def _container(stack: Stack, reference: str, name: str, wanted: Wanted, until: f
     try:
         yield marks
     finally:
-        for command in (
-            ("tasks", "kill", "--all", "--signal", "SIGKILL", name),
-            ("tasks", "delete", "--force", name),
-            ("containers", "delete", name),
-        ):
+        for command in (("tasks", "delete", "--force", name), ("containers", "delete", name)):
             with suppress(ToolError):
                 process.run(stack.ctr(*command), timeout=_END)
 
@@ -129,7 +125,7 @@ def _run(
     folder = stack.folder / name
     log, pid_file = folder / "output", folder / "pid"
     command = stack.ctr("tasks", "start", "--pid-file", str(pid_file), name)
-    with process.running(command, log) as task:
+    with process.running(command, log) as task, _killed(stack, name, task):
         _wait_for_exec(stack, task, pid_file, until)
         clock.end("process")
         asked = 0.0
@@ -147,9 +143,26 @@ def _run(
                 )
             time.sleep(_POLL)
         clock.end("program")
-        if wanted.ready.text != "exit" and not wanted.ready.reached(_printed(log), lambda _: False):
+        if wanted.ready.text == "exit":
+            if status != 0:
+                raise StartError(f"it ended with status {status}{_said(log)}")
+        elif not wanted.ready.reached(_printed(log), lambda _: False):
             raise StartError(f"it ended with status {status} before it was ready{_said(log)}")
         return status
+
+
+@contextmanager
+def _killed(stack: Stack, name: str, task: Running) -> Iterator[None]:
+    """A task that does not outlive the block: `ctr` would pass on a polite signal, and wait."""
+    try:
+        yield
+    finally:
+        if task.status() is None:
+            with suppress(ToolError):
+                process.run(stack.ctr("tasks", "kill", "--all", "--signal", "SIGKILL", name), timeout=_END)
+            until = time.monotonic() + _END
+            while task.status() is None and time.monotonic() < until:
+                time.sleep(_POLL)
 
 
 def _wait_for_exec(stack: Stack, task: Running, pid_file: Path, until: float) -> None:
@@ -164,8 +177,11 @@ def _wait_for_exec(stack: Stack, task: Running, pid_file: Path, until: float) ->
 
 
 def _resolved(requests: Sequence[Request], begun: float) -> float:
-    """When the last manifest had come: after it, layers are fetched or mounted."""
-    return max((request.at + request.seconds for request in requests if request.kind == "manifest"), default=begun)
+    """When the last manifest had come before the first blob: after it, layers are fetched or mounted."""
+    blob = min((request.at for request in requests if request.kind == "blob"), default=float("inf"))
+    return max(
+        (item.at + item.seconds for item in requests if item.kind == "manifest" and item.at < blob), default=begun
+    )
 
 
 def _printed(log: Path) -> str:

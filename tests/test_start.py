@@ -1,0 +1,271 @@
+"""Images start on the real stack: containerd and the snapshotter that mounts layers lazily. Needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import judges
+import pytest
+from world import BUILD, Real
+
+from builder.coldstart import picture, state, tools, values
+from builder.coldstart.gateway import NAME, Gateway
+from builder.coldstart.images import Blobs, look
+from builder.coldstart.ready import Ready
+from builder.coldstart.values import Measurement, Phase, Spread, Start, Summary
+from builder.errors import BuilderError, ToolError, UsageError
+from builder.oci.layout import Layout
+
+PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "soci-snapshotter-grpc")
+MARKS = """
+import json, os, time
+with open(os.environ["LAYERWRIGHT_START"], "a") as file:
+    print(json.dumps({"phase": "imports", "end_ns": time.monotonic_ns()}), file=file)
+    print("no mark", file=file)
+print("it is there", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def path() -> str:
+    """The PATH on which the stack's programs are."""
+    if os.geteuid() != 0:
+        judges.missing("containerd", "mounting layers needs root")
+    judges.require("runc")
+    folders = {str(judges.require(name).parent) for name in PROGRAMS}
+    return os.pathsep.join([*folders, os.environ.get("PATH", os.defpath)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place for states; sockets in it have short names."""
+    return Path(tempfile.mkdtemp(prefix="lw-", dir="/var/tmp"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left(folder: Path) -> Iterator[None]:
+    """No start leaves a mount, a process or a file."""
+    yield
+    assert not state.mounts(folder)
+    assert not state.processes(folder)
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+
+
+def started(folder: Path, path: str, *arguments: object, code: int = 0) -> Measurement:
+    done = command(folder, path, *arguments)
+    assert done.returncode == code, done.stderr
+    return values.parse(done.stdout, "stdout")
+
+
+def command(folder: Path, path: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    argv = [BUILD, "start", "--state", folder, "--format", "json", "--timeout", "60", *arguments]
+    env = {**os.environ, "PATH": path}
+    return subprocess.run(list(map(str, argv)), env=env, capture_output=True, text=True, check=False)
+
+
+def test_an_image_starts_lazily(real: Real, folder: Path, path: str) -> None:
+    """What it does not read does not come; the program's own marks are phases; the second start has everything."""
+    layout = f"oci:{real.out}"
+    options = ("--entrypoint", "python", "--ready", "log:is there")
+    found = started(folder, path, layout, "--again", *options, "--", "-c", MARKS + "time.sleep(60)\n")
+    cold, again = found.starts
+    assert [phase.name for phase in cold.phases] == ["resolve", "pull", "create", "process", "imports", "ready"]
+    assert 0 < cold.spans < cold.requests
+    assert 0 < cold.bytes < found.size / 2
+    assert cold.bytes == sum(phase.bytes for phase in cold.phases)
+    assert cold.seconds == pytest.approx(sum(phase.seconds for phase in cold.phases), abs=0.02)
+    assert (again.requests, again.again, again.status) == (0, True, None)
+    whole = started(
+        folder, path, layout, "--snapshotter", "overlayfs", "--entrypoint", "python", "--", "-c", "print(1)"
+    ).starts[0]
+    assert whole.bytes > found.size
+    assert whole.status == 0
+    assert whole.spans == 0
+
+
+def test_several_starts_by_an_address_that_answers(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
+    port = judges.free_port()
+    serve = ("--ready", f"http://127.0.0.1:{port}/", "--entrypoint", "python", "--svg", tmp_path / "picture.svg")
+    found = started(folder, path, f"oci:{real.out}", "-n", "2", *serve, "--", "-m", "http.server", str(port))
+    assert len(found.cold()) == 2
+    assert [start.status for start in found.starts] == [None, None]
+    drawn = (tmp_path / "picture.svg").read_text()
+    assert drawn.startswith("<svg ")
+    assert all(f">{phase.name}<" in drawn for phase in found.starts[0].phases)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--entrypoint", "/no/such"), "/no/such"),
+        (("--entrypoint", "python", "--ready", "log:never", "--", "-c", "print('last words')"), "last words"),
+        (("--entrypoint", "python", "--timeout", "4", "--ready", "log:never", "--", "-c", "while 1: pass"), "4 s"),
+        (("--platform", "linux/arm64"), "linux/arm64"),
+    ],
+)
+def test_what_does_not_start(options: tuple[str, ...], words: str, real: Real, folder: Path, path: str) -> None:
+    done = command(folder, path, f"oci:{real.out}", *options)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_place_that_stops_answering(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
+    """The layers are gone when they are needed: it is said which."""
+    shutil.copytree(real.out, tmp_path / "out")
+    layout = Layout(tmp_path / "out")
+    gone = look(layout, None, "linux/amd64").layers[0].digest
+    layout.path(gone).unlink()
+    done = command(folder, path, f"oci:{tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert gone.hex in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_start_that_is_killed_leaves_nothing_for_long(
+    sent: signal.Signals, real: Real, folder: Path, path: str
+) -> None:
+    """Interrupted, it clears up; killed, the next start does, while another one goes on undisturbed."""
+    argv = [BUILD, "start", "--state", folder, "--ready", "log:never", "--entrypoint", "python", f"oci:{real.out}"]
+    code = ["--", "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(list(map(str, [*argv, *code])), env={**os.environ, "PATH": path}) as process:
+        (place,) = until(lambda: [item for item in folder.iterdir() if item.is_dir()])
+        until(lambda: any("time.sleep" in words for words in lines(place)))
+        process.send_signal(sent)
+        process.wait(30)
+    if sent == signal.SIGINT:
+        assert list(folder.iterdir()) == []
+        return
+    assert state.processes(place)
+    with state.state(folder) as other:
+        assert state.sweep(folder) == [place]
+        assert other.is_dir()
+    assert not state.processes(place)
+    assert not state.mounts(place)
+
+
+def lines(place: Path) -> list[str]:
+    return [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in state.processes(place)]
+
+
+def until(there: Any) -> Any:
+    for _ in range(3000):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if found := there():
+                return found
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+def test_two_at_once(real: Real, folder: Path, path: str) -> None:
+    argv = [BUILD, "start", "--state", folder, "--format", "json", "--entrypoint", "python", f"oci:{real.out}"]
+    command = list(map(str, [*argv, "--", "-c", "print(1)"]))
+    env = {**os.environ, "PATH": path}
+    both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert values.parse(out, "stdout").starts[0].spans > 0
+
+
+# Without the stack.
+
+
+def test_programs_that_are_missing_are_all_named() -> None:
+    with pytest.raises(ToolError) as caught:
+        tools.find({"PATH": "/nowhere"}, "soci")
+    assert all(name in str(caught.value) for name in tools.PROGRAMS)
+
+
+def test_the_gateway_serves_and_counts(real: Real) -> None:
+    layout = Layout(real.out)
+    image = look(layout, None, "linux/amd64")
+    blob = image.layers[0]
+    whole = layout.path(blob.digest).read_bytes()
+    with Gateway(layout, Blobs(layout, image.sizes)) as gateway:
+        base = f"http://{gateway.address}/v2/{NAME}"
+
+        def get(path: str, **headers: str) -> tuple[int, bytes]:
+            try:
+                with urllib.request.urlopen(urllib.request.Request(base + path, headers=headers)) as answer:
+                    return answer.status, answer.read()
+            except urllib.error.HTTPError as error:
+                return error.code, error.read()
+
+        top = str(image.top.digest)
+        assert get(f"/manifests/{top}") == (200, layout.path(image.top.digest).read_bytes())
+        assert get(f"/blobs/{blob.digest}") == (200, whole)
+        assert get(f"/blobs/{blob.digest}", Range="bytes=10-19") == (206, whole[10:20])
+        assert get(f"/blobs/{blob.digest}", Range="bytes=10-") == (206, whole[10:])
+        assert get(f"/blobs/{blob.digest}", Range=f"bytes={len(whole)}-")[0] == 416
+        assert get(f"/blobs/sha256:{'0' * 64}")[0] == 404
+        assert get("/blobs/..%2f..%2fetc")[0] == 404
+        asked = [
+            (request.kind, request.start, request.end, request.sent, request.status) for request in gateway.requests
+        ]
+    size, document = len(whole), layout.path(image.top.digest).stat().st_size
+    assert asked == [
+        ("manifest", 0, document, document, 200),
+        ("blob", 0, size, size, 200),
+        ("blob", 10, 20, 10, 206),
+        ("blob", 10, size, size - 10, 206),
+        ("blob", 0, 0, 0, 416),
+        ("blob", 0, 0, 0, 404),
+        ("blob", 0, 0, 0, 404),
+    ]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"nothing",
+        b'{"version": 2}',
+        b'{"version": 1}',
+        b'{"version": 1, "starts": [{"seconds": "x"}]}',
+    ],
+)
+def test_what_is_no_measurement(data: bytes) -> None:
+    with pytest.raises(BuilderError, match="file"):
+        values.parse(data, "file")
+
+
+def test_measurements_are_read_as_they_were_written() -> None:
+    phases = (Phase("pull", 0.0, 1.5, 10, 2, 1), Phase("ready", 1.5, 0.5))
+    starts = (Start(phases, 2.0, 10, 2, 1), Start(phases[1:], 0.5, 0, 0, 0, again=True, status=0, opened=3))
+    measurement = Measurement(1, "oci:x", "sha256:y", "linux/amd64", "soci", 100, "exit", ("a",), starts)
+    assert values.parse(values.encode(measurement), "file") == measurement
+    shown = picture.text(measurement)
+    assert "cold: ready after 2.00 s" in shown
+    assert "again: ready after 0.50 s" in shown
+
+
+def test_figures_of_several_starts() -> None:
+    starts = tuple(Start((Phase("pull", 0.0, seconds),), seconds, 0, 0, 0) for seconds in (3.0, 1.0, 2.0))
+    summary = Summary.of(starts)
+    assert summary.seconds == Spread(2.0, 1.0, 3.0)
+    assert summary.phases == {"pull": Spread(2.0, 1.0, 3.0)}
+    assert picture.typical(starts).seconds == 2.0
+    with pytest.raises(ValueError, match="nothing"):
+        Summary.of(())
+
+
+@pytest.mark.parametrize("text", ["", "log:(", "soon", "ftp://x/", "http://"])
+def test_what_is_not_waited_for(text: str) -> None:
+    with pytest.raises(UsageError, match="--ready"):
+        Ready.parse(text)
