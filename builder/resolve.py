@@ -200,7 +200,7 @@ def _debian(
     if profile.cuda:
         from builder.cuda import flavours
 
-        wanted |= set(flavours.packages(profile.cuda.flavour))
+        wanted |= set(flavours.packages(_asked(profile.cuda)))
     skip = {**SKIP, "*": {*SKIP["*"], *profile.base.skip}}
     before = previous.debian if previous else None
     names = {deb.name for deb in before.packages} if before else set()
@@ -246,6 +246,8 @@ def _wheels(
         from builder.sources import toolkit
 
         cuda = _asked(profile.cuda)
+        if cuda.flavour == "auto":
+            raise BuilderError("cuda.flavour: auto cannot be decided yet", hint="write none, base, runtime or devel")
         release = previous.cuda.version if previous and previous.cuda else None
         resolution = toolkit.resolve(
             asked, cuda, target, catalogue=places.catalogue, previous=before, release=release, upgrade=upgrade
@@ -263,8 +265,6 @@ def _was(previous: LockedPlatform | None) -> str | None:
 def _asked(cuda: Cuda) -> Asked:
     from builder.cuda.flavours import Asked
 
-    if cuda.flavour == "auto":
-        raise BuilderError("cuda.flavour: auto cannot be decided yet", hint="write none, base, runtime or devel")
     return Asked(cuda.version, cuda.flavour, cuda.cudnn, cuda.nccl)
 
 

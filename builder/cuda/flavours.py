@@ -22,7 +22,6 @@ NAMES = ("none", "base", "runtime", "devel")
 DEVEL_SINCE = Version("13.0")
 BUILD_PACKAGES = ("dash", "g++")
 """The Debian packages that nvcc needs beside it: the compiler, and the shell through which it is started."""
-_LIBRARIES = ("libc6", "libstdc++6")
 
 _BASE = ("cudart",)
 _RUNTIME = (
@@ -58,9 +57,12 @@ class Asked:
         return self.flavour in ("runtime", "devel") if self.nccl == "auto" else self.nccl
 
 
-def packages(flavour: str) -> tuple[str, ...]:
-    """The Debian packages that a flavour needs below it: the C and C++ libraries, and a compiler's own."""
-    return (*_LIBRARIES, *(BUILD_PACKAGES if flavour == "devel" else ()))
+def packages(asked: Asked) -> tuple[str, ...]:
+    """The Debian packages that the libraries and programs of a flavour need: those that they name in their files."""
+    if asked.flavour == "none":
+        return ("libc6",)
+    zlib = ("zlib1g",) if asked.has_cudnn or asked.flavour == "auto" else ()
+    return ("libc6", "libstdc++6", *zlib, *(BUILD_PACKAGES if asked.flavour == "devel" else ()))
 
 
 def requirements(asked: Asked, release: Release, architecture: str) -> tuple[str, ...]:
