@@ -106,14 +106,14 @@ def cli(context: click.Context) -> None:
     context.obj = Context.from_environment(os.environ, sys.stderr)
 
 
-def main(command: click.Command | None = None) -> None:
-    """Runs the command line, or another `command`; ends the process with 0, 1 (failed), 2 (wrong usage) or 3 (a check says
-    no)."""
+def main(command: click.Command | None = None, name: str | None = None) -> None:
+    """Runs the command line, or another `command` called `name`; ends the process with 0, 1 (failed), 2 (wrong usage) or 3
+    (a check says no)."""
     # What is imported stays: to look through it for garbage every 700 objects costs a publication without news 20 ms.
     gc.set_threshold(50_000, 20, 20)
     _fill_closed_streams()
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(None, command or cli))
+    sys.exit(run(None, command or cli, name))
 
 
 def _interrupt(*_: object) -> None:
@@ -121,10 +121,10 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def run(arguments: list[str] | None, command: click.Command = cli) -> int:
+def run(arguments: list[str] | None, command: click.Command = cli, name: str | None = None) -> int:
     """Runs one command; `arguments` are those of the process if None. Returns the exit status."""
     try:
-        result: Any = command.main(args=arguments, prog_name=command.name, standalone_mode=False)
+        result: Any = command.main(args=arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

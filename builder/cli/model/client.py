@@ -15,7 +15,7 @@ from builder.oci.digest import Digest
     help="Write the client by itself: one file of about a megabyte that any Python from 3.11 on runs, without anything installed. "
     "`FILE REF DIR` does what `build model pull` does; with FILE on sys.path, `builder.models` can be imported. Equal "
     "versions of Layerwright, click, urllib3 and oras make equal bytes. The digest is printed.",
-    epilog="Example: build model client -o app/build-model-pull.pyz",
+    epilog="Example: build model client -o build-model-pull.pyz",
 )
 @click.option(
     "-o",

@@ -37,4 +37,4 @@ program = click.version_option(__version__, prog_name=NAME)(
 
 def main() -> None:
     """Runs the program and ends the process."""
-    run(program)
+    run(program, NAME)
