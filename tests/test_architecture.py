@@ -31,7 +31,7 @@ FLOORS = (
     ("fetch", "plan", "registry"),
     ("places", "sources"),
     ("binaries", "coldstart", "models"),
-    ("packing", "sbom"),
+    ("findings", "packing", "sbom"),
     ("attach", "own", "signing"),
     ("papers",),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "verify"),
@@ -42,6 +42,7 @@ package, from its neighbours; the rooms of one floor never import one another.""
 
 PURE = (
     "documents",
+    "findings",
     "gpu",
     "lock",
     "models.cuts",
