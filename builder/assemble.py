@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from builder.base.tree import Tree
 from builder.fetch import Fetcher
 from builder.image import Assembled, BuiltLayer, Image
 from builder.layers.merge import CollisionError
@@ -15,7 +16,7 @@ from builder.oci import config, spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.packing import UNITS, Folder, Packer, limit_compilers
-from builder.plan import FilesLayer, Layer, Plan, PlatformPlan, WheelLayer, files, inputs
+from builder.plan import BaseLayer, FilesLayer, Layer, Plan, PlatformPlan, WheelLayer, files, inputs
 from builder.progress import Progress
 from builder.soci import index
 from builder.soci.index import Converted, PlainImage
@@ -107,9 +108,15 @@ def _weight(layer: Layer) -> int:
 def _image(platform: PlatformPlan, plan: Plan, known: Mapping[Layer, BuiltLayer | None], store: Store) -> Image:
     layers = tuple(found for layer in platform.layers if (found := known[layer]))
     _check_collisions(platform, layers, store)
-    history = [f"layerwright: {layer.name}" for layer in layers]
+    own = [layer.name for layer in platform.layers if not isinstance(layer, BaseLayer)]
     document = config.image_config(
-        platform.platform, plan.created, platform.config, [layer.diff_id for layer in layers], history
+        platform.platform,
+        plan.created,
+        platform.config,
+        [layer.diff_id for layer in layers],
+        [f"layerwright: {name}" for name in own],
+        platform.base.more if platform.base else None,
+        platform.base.history if platform.base else (),
     )
     return Image(platform.platform, layers, document)
 
@@ -123,13 +130,26 @@ def _check_collisions(platform: PlatformPlan, layers: Sequence[BuiltLayer], stor
     if store.record("combination", key) is not None:
         return
     found: dict[str, tuple[list[Any], str]] = {}
+    below = Tree()
     for planned, layer in zip(platform.layers, layers, strict=True):
+        if isinstance(planned, BaseLayer):
+            below.add(json.loads(store.read(layer.listing)))
+            continue
         for row in json.loads(store.read(layer.listing)):
-            other = found.get(row[0])
+            other = found.get(row[0]) or _below(below, row[0])
             if other and other[0][1:] != row[1:]:
                 _check_replaced(other, row, layer.name, isinstance(planned, FilesLayer))
             found[row[0]] = (row, layer.name)
     store.put_record("combination", key, {"layers": [layer.name for layer in layers]})
+
+
+def _below(tree: Tree, path: str) -> tuple[list[Any], str] | None:
+    """What the base image has there, as a row of a listing."""
+    node = tree.at(path)
+    if node is None:
+        return None
+    kind = Kind.DIR if node.type == "dir" else Kind.SYMLINK if node.type == "symlink" else Kind.FILE
+    return [path, kind, node.mode, node.size, node.link], "the base image"
 
 
 def _check_replaced(other: tuple[list[Any], str], row: list[Any], name: str, may_replace: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -32,11 +32,15 @@ class Origins(Protocol):
         """
 
 
+Download = Callable[[LockedFile, Path, Callable[[int], None]], None]
+"""Brings a file to a path, where an interrupted call may have left a part of it, and tells how many bytes have come."""
+
+
 class Fetcher:
     """Fetches locked files into a store.
 
     `mirrors` are folders, or addresses of folders, that hold `sha256/<hex>`; another store is one, too. At most
-    `jobs` requests run at once.
+    `jobs` requests run at once. `others` bring the files of origins that have no addresses.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Fetcher:
         offline: bool = False,
         jobs: int = 8,
         mirrors: Sequence[str] = (),
+        others: Mapping[str, Download] | None = None,
     ) -> None:
         self._store = store
         self._origins = origins
@@ -57,6 +62,7 @@ class Fetcher:
         self._offline = offline
         self._jobs = jobs
         self._mirrors = tuple(mirrors)
+        self._others = others or {}
 
     def ensure(self, files: Iterable[LockedFile]) -> None:
         """All `files` are in the store afterwards, checked by digest and size.
@@ -102,11 +108,16 @@ class Fetcher:
                     return
                 except FetchError as error:
                     tried.append(error)
+            if file.origin in self._others:
+                self._fetch_otherwise(self._others[file.origin], file, lane)
+                return
             raise _failure(file, tried)
 
     def _places(self, file: LockedFile, tried: list[FetchError]) -> Iterator[str]:
         for mirror in self._mirrors:
             yield from _in_mirror(mirror, file.digest)
+        if file.origin in self._others:
+            return
         try:
             yield from self._origins.urls(file)
         except FetchError as error:
@@ -131,6 +142,18 @@ class Fetcher:
             raise _mismatch(redact(place), file, found)
         self._store.adopt(path, file.digest)
         settle(path)
+
+    def _fetch_otherwise(self, bring: Download, file: LockedFile, lane: Lane) -> None:
+        path = self._store.partial(file.digest)
+        with self._store.explained():
+            bring(file, path, lane.advance)
+            found = _hash(path)
+            if found != file.digest:
+                forget(path)
+                lane.advance(-file.size)
+                raise _mismatch(file.path, file, found)
+            self._store.adopt(path, file.digest)
+            settle(path)
 
     def _copy(self, source: Path, file: LockedFile, lane: Lane) -> None:
         """Takes a local file; bytes are hashed as they are copied, since the source may change meanwhile."""

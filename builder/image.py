@@ -13,7 +13,7 @@ from builder.soci.index import Converted
 @dataclass(frozen=True)
 class BuiltLayer:
     """A layer in the store. `spans` counts the spans of its ztoc, 0 without one; `listing` is the digest of the list of its
-    files; `packed` says that it was made just now."""
+    files; `packed` says that it was made just now. `whole` says why it can have no ztoc, where that is so."""
 
     name: str
     blob: Descriptor
@@ -23,6 +23,7 @@ class BuiltLayer:
     spans: int
     listing: Digest
     packed: bool
+    whole: str = ""
 
 
 @dataclass(frozen=True)

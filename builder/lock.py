@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from builder import documents
+from builder import baseimage, documents
+from builder.baseimage import LockedImage
 from builder.errors import BuilderError
 from builder.gpu.contract import GpuContract
 from builder.oci.config import Execution
@@ -125,13 +126,14 @@ class LockedCuda:
 
 @dataclass(frozen=True)
 class LockedPlatform:
-    """All inputs of one platform."""
+    """All inputs of one platform; it stands on Debian packages or on an image."""
 
     platform: Platform
     debian: LockedDebian | None = None
     python: LockedPython | None = None
     cuda: LockedCuda | None = None
     gpu: GpuContract | None = None
+    image: LockedImage | None = None
 
     @property
     def wheels(self) -> tuple[LockedWheel, ...]:
@@ -318,8 +320,12 @@ def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
         yield from _gpu_problems(platform.gpu, f"{path}.gpu")
     if platform.cuda:
         yield from _cuda_problems(platform, platform.cuda, f"{path}.cuda")
-    if platform.python and not platform.debian:
-        yield f"{path}: a Python without a Debian"
+    if platform.image and platform.debian:
+        yield f"{path}: a Debian and an image to stand on"
+    if platform.image:
+        yield from (f"{path}.image: {problem}" for problem in baseimage.problems(platform.image))
+    if platform.python and not (platform.debian or platform.image):
+        yield f"{path}: a Python without anything to stand on"
     if platform.python and not set(platform.python.interpreter) <= {deb.name for deb in debs}:
         yield f"{path}.python.interpreter: it names packages that are not locked"
 

@@ -1,4 +1,4 @@
-"""What a lock takes from the profile's own folder: files, templates as they are rendered, folders of models."""
+"""What a lock takes from the profile itself, and from its folder: settings, files, rendered templates, folders of models."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.errors import BuilderError
-from builder.lock import LockedInclude, LockedLocal, LockedTemplate
+from builder.lock import LockedInclude, LockedLocal, LockedTemplate, SociSettings
+from builder.oci.config import Execution
 from builder.oci.digest import Digest
-from builder.profile import LoadedProfile
+from builder.profile import LoadedProfile, Profile
 from builder.progress import Progress, Silent
 from builder.sources import local
 
@@ -72,3 +73,24 @@ def _template(root: Path, source: str) -> str:
         ) from error
     except UnicodeDecodeError as error:
         raise BuilderError(f"templates: {source} is not UTF-8", hint="put it under `files`") from error
+
+
+def execution(profile: Profile) -> Execution:
+    """How a container starts, as the profile says."""
+    image = profile.image
+    return Execution(
+        entrypoint=image.entrypoint,
+        cmd=image.cmd,
+        env=tuple(sorted(image.env)),
+        user=image.user,
+        workdir=image.workdir,
+        ports=tuple(str(port) for port in image.ports),
+        labels=tuple(sorted(image.labels)),
+        stop_signal=image.stop_signal,
+    )
+
+
+def soci_settings(profile: Profile) -> SociSettings:
+    """Which layers get a ztoc, as the profile says."""
+    soci = profile.publish.soci
+    return SociSettings(soci.enabled, int(soci.span_size), int(soci.min_layer_size))

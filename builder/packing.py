@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,23 @@ from builder.errors import BuilderError, HostileInputError, StaleLockError, Stor
 from builder.image import BuiltLayer
 from builder.layers.merge import Origin, merge
 from builder.layers.pack import PackedLayer, pack
+from builder.layers.spans import LayerSpans
 from builder.layers.tar import BLOCK, Entry, Inline, Kind
 from builder.lock import LockedTemplate, SociSettings
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
-from builder.plan import FilesLayer, Layer, LinksLayer, SystemLayer, WheelLayer, files, inputs
+from builder.plan import (
+    BaseLayer,
+    EnvironmentLayer,
+    FilesLayer,
+    Layer,
+    LinksLayer,
+    SystemLayer,
+    WheelLayer,
+    files,
+    inputs,
+)
 from builder.soci import index, ztoc
 from builder.sources import local
 from builder.store import Store
@@ -62,18 +73,17 @@ class Packer:
 
     def known(self, layer: Layer, store: Store, packed: bool = False) -> BuiltLayer | None:
         """The layer out of the store's records, if it and the ztoc that is asked for are there, in their full size."""
+        if isinstance(layer, BaseLayer):
+            return self._known_base(layer, store, packed)
         record = store.record("layer", layer.key.hex)
         if record is None:
             return None
         try:
             blob = Descriptor(spec.LAYER_GZIP, Digest.parse(record["objects"][0]), int(record["size"]))
-            described, spans = None, 0
-            if self.soci.enabled and index.wants_ztoc(blob, self.soci.min_layer_size):
-                spanned = store.record("ztoc", _ztoc_key(blob.digest, self.soci.span_size))
-                if spanned is None:
-                    return None
-                described = Descriptor(ztoc.MEDIA_TYPE, Digest.parse(spanned["objects"][0]), int(spanned["size"]))
-                spans = int(spanned["spans"])
+            found = self._ztoc(blob, store)
+            if found is None:
+                return None
+            described, spans = found
             diff_id, listing = Digest.parse(record["diff_id"]), Digest.parse(record["objects"][1])
             tar_size = int(record["tar_size"])
         except (LookupError, TypeError, ValueError):  # a record that says too little counts as absent
@@ -82,7 +92,31 @@ class Packer:
             return None
         return BuiltLayer(layer.name, blob, diff_id, tar_size, described, spans, listing, packed)
 
+    def _ztoc(self, blob: Descriptor, store: Store) -> tuple[Descriptor | None, int] | None:
+        """The ztoc that a layer has to have, and the number of its spans; None where the store lacks it."""
+        if not (self.soci.enabled and index.wants_ztoc(blob, self.soci.min_layer_size)):
+            return None, 0
+        record = store.record("ztoc", _ztoc_key(blob.digest, self.soci.span_size))
+        if record is None:
+            return None
+        described = Descriptor(ztoc.MEDIA_TYPE, Digest.parse(record["objects"][0]), int(record["size"]))
+        return (described, int(record["spans"])) if store.has(described.digest, described.size) else None
+
+    def _known_base(self, layer: BaseLayer, store: Store, packed: bool) -> BuiltLayer | None:
+        from builder.base import scan
+
+        found = scan.known(layer, store, packed)
+        if found is None or found.whole:
+            return found
+        spanned = self._ztoc(found.blob, store)
+        return replace(found, ztoc=spanned[0], spans=spanned[1]) if spanned else None
+
     def _pack(self, layer: Layer, store: Store, advance: Callable[[int], None]) -> None:
+        if isinstance(layer, BaseLayer):
+            from builder.base import scan
+
+            scan.make(layer, store, self.soci, lambda digest, spans: self._put_ztoc(digest, spans, store), advance)
+            return
         with store.temporary() as blob, store.temporary() as windows, store.workspace() as spool:
             try:
                 entries = self._entries(layer, store, spool)
@@ -90,7 +124,7 @@ class Packer:
             except (BuilderError, FileNotFoundError) as error:
                 raise _explained(error, layer, store) from error
             store.adopt(blob, packed.digest)
-            self._put_ztoc(packed, store)
+            self._put_ztoc(packed.digest, packed.spans, store)
             listing = store.put(_listing(packed, entries))
         record = {
             "name": layer.name,
@@ -112,23 +146,45 @@ class Packer:
             from builder.sources import wheels
 
             return wheels.links(layer, store)
+        if isinstance(layer, EnvironmentLayer):
+            from builder.sources import system
+
+            return merge([Origin("the environment", system.skeleton(layer.executable, layer.python))])
+        assert isinstance(layer, FilesLayer)
         origins = [*local.origins(self.folder.root, layer.files), *(self._rendered(item) for item in layer.templates)]
-        return merge(origins)
+        return _owned(merge(origins), layer)
 
     def _rendered(self, template: LockedTemplate) -> Origin:
-        data = self.folder.rendered[template.to]
-        if Digest.of(data).hex != template.sha256:
+        texts = self.folder.rendered
+        # A base image may have sent it elsewhere than the profile says: then its bytes tell which one it is.
+        data = texts.get(template.to) or next((text for text in texts.values() if _is(text, template)), None)
+        if data is None or not _is(data, template):
             raise StaleLockError(f"{template.source} renders to other text than when it was locked")
         entry = Entry(local.image_path(template.to), mode=int(template.mode, 8), content=Inline(data))
         return Origin(template.source, (entry,))
 
-    def _put_ztoc(self, packed: PackedLayer, store: Store) -> None:
+    def _put_ztoc(self, blob: Digest, spans: LayerSpans, store: Store) -> None:
         with store.temporary() as path:
             with path.open("wb") as out:
-                described = ztoc.write(packed.spans, out)
+                described = ztoc.write(spans, out)
             store.adopt(path, described.digest)
-        record = {"objects": [str(described.digest)], "size": described.size, "spans": len(packed.spans.checkpoints)}
-        store.put_record("ztoc", _ztoc_key(packed.digest, self.soci.span_size), record)
+        record = {"objects": [str(described.digest)], "size": described.size, "spans": len(spans.checkpoints)}
+        store.put_record("ztoc", _ztoc_key(blob, self.soci.span_size), record)
+
+
+def _is(text: bytes, template: LockedTemplate) -> bool:
+    return Digest.of(text).hex == template.sha256
+
+
+def _owned(entries: Sequence[Entry], layer: FilesLayer) -> tuple[Entry, ...]:
+    """The entries, with folders as the base image has them."""
+    folders = {folder.real.lstrip("/"): folder for folder in layer.folders}
+    return tuple(
+        replace(entry, mode=int(folder.mode, 8), uid=folder.uid, gid=folder.gid)
+        if entry.kind is Kind.DIR and (folder := folders.get(entry.path))
+        else entry
+        for entry in entries
+    )
 
 
 class _Scaled:

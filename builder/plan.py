@@ -8,8 +8,10 @@ decides its bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from builder import baseimage
+from builder.baseimage import LockedFolder, LockedImage
 from builder.gpu import labels as gpu_labels
 from builder.lock import (
     Lock,
@@ -33,7 +35,7 @@ LARGE_WHEEL = 64 << 20
 MODEL = "vnd.layerwright.model."
 """How the annotation of an image's manifest begins that names one of its models; its value is the artifact's digest."""
 _MAX_LARGE = 96
-_BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_VENV_PATH = "/opt/venv/bin"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,27 @@ class Bytecode:
 
     executable: str
     packages: tuple[LockedDeb, ...]
+
+
+@dataclass(frozen=True)
+class BaseLayer:
+    """A layer of the base image, whose blob is taken as it is."""
+
+    name: str
+    key: Digest
+    file: LockedFile
+    media_type: str
+    diff_id: Digest
+
+
+@dataclass(frozen=True)
+class EnvironmentLayer:
+    """The environment's skeleton on top of a base image, for its interpreter (`executable`, `python` as `3.N`)."""
+
+    name: str
+    key: Digest
+    executable: str
+    python: str
 
 
 @dataclass(frozen=True)
@@ -68,12 +91,13 @@ class WheelLayer:
 
 @dataclass(frozen=True)
 class FilesLayer:
-    """The profile's own files and rendered templates."""
+    """The profile's own files and rendered templates; `folders` are those of the base image that they go into."""
 
     name: str
     key: Digest
     files: tuple[LockedLocal, ...]
     templates: tuple[LockedTemplate, ...]
+    folders: tuple[LockedFolder, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,18 +111,20 @@ class LinksLayer:
     python: str
 
 
-Layer = SystemLayer | WheelLayer | LinksLayer | FilesLayer
+Layer = BaseLayer | EnvironmentLayer | SystemLayer | WheelLayer | LinksLayer | FilesLayer
 
 
 @dataclass(frozen=True)
 class PlatformPlan:
-    """The image of one platform: its layers, bottom first, and its configuration."""
+    """The image of one platform: its layers, bottom first, and its configuration. On top of an image (`base`), what else that
+    says of containers, and its history, are kept. `annotations` are of the manifest."""
 
     platform: Platform
     layers: tuple[Layer, ...]
     config: Execution
+    base: LockedImage | None = None
     annotations: tuple[tuple[str, str], ...] = ()
-    """Those of its manifest, beside the plan's: what it asks of GPUs."""
+    """Those of its manifest, beside the plan's: what it asks of GPUs, and what it stands on."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +148,10 @@ def plan(lock: Lock) -> Plan:
 
 def inputs(layer: Layer) -> tuple[tuple[str, int], ...]:
     """What goes into a layer: (name and version, bytes of the input)."""
+    if isinstance(layer, BaseLayer):
+        return ((f"{layer.file.path} {layer.file.digest.short}", layer.file.size),)
+    if isinstance(layer, EnvironmentLayer):
+        return ()
     if isinstance(layer, SystemLayer):
         return tuple((f"{deb.name} {deb.version}", deb.file.size) for deb in layer.packages)
     if isinstance(layer, WheelLayer):
@@ -134,6 +164,8 @@ def inputs(layer: Layer) -> tuple[tuple[str, int], ...]:
 
 def files(layer: Layer) -> tuple[LockedFile, ...]:
     """The files of origins that packing a layer reads, each once."""
+    if isinstance(layer, BaseLayer):
+        return (layer.file,)
     if isinstance(layer, SystemLayer):
         return tuple(deb.file for deb in layer.packages)
     if isinstance(layer, WheelLayer):
@@ -146,16 +178,45 @@ def files(layer: Layer) -> tuple[LockedFile, ...]:
 
 def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
     layers: list[Layer] = []
+    annotations: dict[str, str] = {}
+    if locked.image:
+        layers += base_layers(locked.image)
+        annotations[spec.BASE_DIGEST] = locked.image.manifest
     if locked.debian:
         layers.append(_system(lock.format, locked))
     if python := locked.python.version if locked.python else locked.cuda.python if locked.cuda else None:
+        if locked.image and locked.python:
+            layers.append(_environment(lock.format, locked.python))
         layers += _wheels(lock.format, locked, python)
     if locked.cuda and locked.cuda.flavour != "none":
         layers.append(_links(lock.format, locked, locked.cuda))
     if lock.files or lock.templates:
-        layers.append(_files(lock))
-    told = tuple(sorted(gpu_labels.labels(locked.gpu).items())) if locked.gpu else ()
-    return PlatformPlan(locked.platform, tuple(layers), _config(lock.image, locked), told)
+        layers.append(_files(lock, locked.image))
+    if locked.gpu:
+        annotations |= gpu_labels.labels(locked.gpu)
+    config = _config(lock.image, locked)
+    return PlatformPlan(locked.platform, tuple(layers), config, locked.image, tuple(sorted(annotations.items())))
+
+
+def base_layers(image: LockedImage) -> list[BaseLayer]:
+    """The layers of a base image, bottom first. Their keys are of their bytes and what is said of them alone."""
+    return [
+        BaseLayer(
+            f"base {number} of {len(image.layers)}",
+            Digest.of(
+                spec.encode({"kind": "base", "layer": layer.sha256, "type": layer.media_type, "tar": layer.diff_id})
+            ),
+            LockedFile(baseimage.ORIGIN, image.source, layer.sha256, layer.size),
+            layer.media_type,
+            Digest.parse(layer.diff_id),
+        )
+        for number, layer in enumerate(image.layers, 1)
+    ]
+
+
+def _environment(format_: int, python: LockedPython) -> EnvironmentLayer:
+    key = _key(format_, "environment", {"executable": python.executable, "python": python.version})
+    return EnvironmentLayer("environment", key, python.executable, python.version)
 
 
 def _system(format_: int, locked: LockedPlatform) -> SystemLayer:
@@ -215,13 +276,19 @@ def _links(format_: int, locked: LockedPlatform, cuda: LockedCuda) -> LinksLayer
     return LinksLayer(f"cuda {minor}", _key(format_, "cuda", parts), wheels, minor, python)
 
 
-def _files(lock: Lock) -> FilesLayer:
-    files, templates = tuple(sorted(lock.files)), tuple(sorted(lock.templates))
-    parts = {
+def _files(lock: Lock, image: LockedImage | None) -> FilesLayer:
+    files, templates, folders = lock.files, lock.templates, image.folders if image else ()
+    if image:
+        files = tuple(replace(file, to=image.place(file.to)) for file in files)
+        templates = tuple(replace(template, to=image.place(template.to)) for template in templates)
+    files, templates = tuple(sorted(files)), tuple(sorted(templates))
+    parts: dict[str, object] = {
         "files": [[file.to, file.mode, file.sha256, file.size, file.target] for file in files],
         "templates": [[template.to, template.mode, template.sha256, template.size] for template in templates],
     }
-    return FilesLayer("files", _key(lock.format, "files", parts), files, templates)
+    if folders:
+        parts["folders"] = [[folder.real, folder.mode, folder.uid, folder.gid] for folder in folders]
+    return FilesLayer("files", _key(lock.format, "files", parts), files, templates, folders)
 
 
 def _key(format_: int, kind: str, parts: Mapping[str, object]) -> Digest:
@@ -229,8 +296,8 @@ def _key(format_: int, kind: str, parts: Mapping[str, object]) -> Digest:
 
 
 def _config(image: Execution, locked: LockedPlatform) -> Execution:
-    """The image's own settings over what every image of ours has."""
-    path = ["/opt/venv/bin"] if locked.python else []
+    """The image's own settings over what every image of ours has, or over those of the image that it stands on."""
+    path = [_VENV_PATH] if locked.python else []
     env: dict[str, str] = {}
     labels = dict(image.labels)
     if locked.cuda:
@@ -242,14 +309,8 @@ def _config(image: Execution, locked: LockedPlatform) -> Execution:
     if locked.gpu:
         env |= gpu_labels.environment(locked.gpu)
         labels = gpu_labels.labels(locked.gpu) | labels
-    env = {"PATH": ":".join([*path, _BASE_PATH]), **env, **dict(image.env)}
-    return Execution(
-        image.entrypoint,
-        image.cmd,
-        tuple(sorted(env.items())),
-        image.user,
-        image.workdir,
-        image.ports,
-        tuple(sorted(labels.items())),
-        image.stop_signal,
-    )
+    if locked.image:
+        own = replace(image, env=tuple((env | dict(image.env)).items()), labels=tuple(labels.items()))
+        return baseimage.inherited(locked.image.execution, own, path)
+    env = {"PATH": ":".join([*path, spec.PATH]), **env, **dict(image.env)}
+    return replace(image, env=tuple(sorted(env.items())), labels=tuple(sorted(labels.items())))

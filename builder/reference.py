@@ -11,7 +11,7 @@ from builder.documents.forms import Choice
 from builder.documents.keys import Key, bare, element, expected, has_keys, keys, members, pair
 from builder.documents.schema import plain
 from builder.documents.schema import schema as schema_of
-from builder.profile import PYTHON_OF, Profile
+from builder.profile import PYTHON_OF, Base, Profile
 
 
 def schema() -> dict[str, Any]:
@@ -23,6 +23,9 @@ def schema() -> dict[str, Any]:
         for section in (_name(each) for each in (members(key.hint) or (key.hint,))):
             if section in document["$defs"] and (required := document["$defs"][section].pop("required", None)):
                 complete[key.name] = {"required": required}
+    either = [{"required": [name]} for name in Base.one_of]
+    document["$defs"]["Base"]["not"] = {"required": list(Base.one_of)}
+    complete["base"] = {"anyOf": [{"type": "null"}, *either]}
     return {**document, "if": {"not": {"required": ["extends"]}}, "then": {"properties": complete}}
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
 from builder import documents
+from builder.baseimage import LockedImage
 from builder.errors import BuilderError
 from builder.lock import (
     FORMAT,
@@ -23,13 +24,13 @@ from builder.lock import (
     LockedPython,
     LockedTemplate,
     LockedWheel,
-    SociSettings,
 )
 from builder.oci import spec
-from builder.oci.config import Execution
+from builder.oci.content import Source
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
-from builder.own import Local
+from builder.own import Local, execution, soci_settings
+from builder.packing import Folder, Packer
 from builder.profile import PYTHON_OF, Cuda, LoadedProfile, Model, Profile, Python
 from builder.progress import Progress
 from builder.sources import requirements
@@ -37,10 +38,10 @@ from builder.sources.requirements import Requirements
 from builder.sources.simple import Catalogue
 
 if TYPE_CHECKING:
+    from builder.base.locking import OwnPlaces
     from builder.cuda.flavours import Asked
     from builder.models.sources import Means
     from builder.sources.debian import Archive
-    from builder.sources.target import Target
     from builder.store import Store
 
 _ALWAYS = ("base-files",)
@@ -50,7 +51,8 @@ _NO_UPGRADE: frozenset[str] = frozenset()
 @dataclass(frozen=True)
 class Places:
     """Where inputs are looked up, and the architecture of this machine in the words of an OCI platform; where a decision
-    depends on what is in an input, `ensure` brings it into `store`. `means` is what models need, where there are any."""
+    depends on what is in an input, `ensure` brings it into `store`. `means` is what models need, where there are any; `base` opens
+    the place of the profile's base image and says what it is called there."""
 
     archives: Mapping[str, Archive]
     catalogue: Catalogue
@@ -58,6 +60,7 @@ class Places:
     store: Store
     ensure: Callable[[Iterable[LockedFile]], None]
     means: Means | None = None
+    base: Callable[[], tuple[Source, str | None]] | None = None
 
 
 def resolve(
@@ -76,8 +79,9 @@ def resolve(
     moves it; then nothing is looked up. `created` (RFC 3339, UTC) is taken only if anything else changes.
     """
     profile = loaded.profile
+    own = _own_places(found.files, found.templates), _own_places(previous.files, previous.templates) if previous else ()
     platforms = tuple(
-        _platform(loaded, platform, places, _of(previous, platform), upgrade, progress)
+        _platform(loaded, platform, places, _of(previous, platform), upgrade, progress, own)
         for platform in sorted(profile.platforms)
     )
     if isinstance(upgrade, frozenset):
@@ -91,8 +95,8 @@ def resolve(
         files=found.files,
         templates=found.templates,
         models=_models(profile, found, places, previous, upgrade),
-        image=_execution(profile),
-        soci=_soci(profile),
+        image=execution(profile),
+        soci=soci_settings(profile),
     )
     return lock if lock == previous else replace(lock, created=created)
 
@@ -116,9 +120,9 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
     if lock.includes != found.includes and not reasons:
         reasons.append("a profile that it extends has changed")
     for locked in lock.platforms:
-        if not reasons and (was := _was(locked)) and was != _request(loaded, locked.platform):
+        if not reasons and (was := _was(locked)) and was != _request(loaded, locked.platform, locked.image):
             reasons.append(f"the requirements of {locked.platform} have changed")
-    wanted = (tuple(sorted(profile.platforms)), _execution(profile), _soci(profile))
+    wanted = (tuple(sorted(profile.platforms)), execution(profile), soci_settings(profile))
     if not reasons and (tuple(item.platform for item in lock.platforms), lock.image, lock.soci) != wanted:
         reasons.append("its settings are not those of the profile")
     return reasons
@@ -142,29 +146,42 @@ def _platform(
     previous: LockedPlatform | None,
     upgrade: bool | frozenset[str],
     progress: Progress,
+    own: OwnPlaces,
 ) -> LockedPlatform:
     profile = loaded.profile
     if profile.base is None:
         return LockedPlatform(platform)
-    found, closure = _debian(profile, platform, places, previous, upgrade, progress)
+    found: LockedDebian | None = None
+    image: LockedImage | None = None
+    closure: tuple[str, ...] = ()
+    if profile.base.image:
+        image = _image(profile, platform, places, previous, own, upgrade, progress)
+    else:
+        found, closure = _debian(profile, platform, places, previous, upgrade, progress)
+    below = image or found
+    assert below
     if not profile.python and not profile.cuda:
-        return _with_contract(LockedPlatform(platform, found), profile, previous, places, progress)
-    request = _request(loaded, platform)
-    wheels, cuda = _wheels(loaded, platform, found, request, places, previous, upgrade, progress)
-    wheels = _slim(profile, wheels, places)
+        locked = LockedPlatform(platform, found, image=image)
+        return _with_contract(locked, profile, previous, places, progress)
+    request = _request(loaded, platform, image)
+    wheels, cuda = _wheels(loaded, platform, below, request, places, previous, upgrade, progress)
+    version = _python_version(profile, image)
+    wheels = _slim(profile, wheels, version, places)
     python = None
     if profile.python:
         python = LockedPython(
-            version=profile.python.version,
-            executable=f"/usr/bin/python{profile.python.version}",
-            bytecode=_bytecode(profile.python, platform, places.architecture, previous.python if previous else None),
+            version=version,
+            executable=image.executable if image else f"/usr/bin/python{version}",
+            bytecode=not image
+            and _bytecode(profile.python, platform, places.architecture, previous.python if previous else None),
             interpreter=closure,
             request=request,
             wheels=wheels,
         )
     elif cuda:
-        cuda = replace(cuda, python=_python_version(profile), wheels=wheels)
-    return _with_contract(LockedPlatform(platform, found, python, cuda=cuda), profile, previous, places, progress)
+        cuda = replace(cuda, python=version, wheels=wheels)
+    locked = LockedPlatform(platform, found, python, cuda=cuda, image=image)
+    return _with_contract(locked, profile, previous, places, progress)
 
 
 def _with_contract(
@@ -177,6 +194,25 @@ def _with_contract(
 
     before = previous.gpu if previous else None
     return replace(locked, gpu=contract(locked, profile.gpu, before, places.store, places.ensure, progress))
+
+
+def _image(
+    profile: Profile,
+    platform: Platform,
+    places: Places,
+    previous: LockedPlatform | None,
+    own: OwnPlaces,
+    upgrade: bool | frozenset[str],
+    progress: Progress,
+) -> LockedImage:
+    """The base image, pinned by its digest, with what the files of it say that decides about what goes on top."""
+    from builder.base import locking
+
+    assert places.base
+    packer = Packer(places.store.root, Folder(Path()), soci_settings(profile))
+    reader = locking.Reader(places.store, places.ensure, lambda layer: packer(layer, lambda _: None), places.base)
+    with progress.task(f"lock the base image for {platform}", None):
+        return locking.resolve(profile, platform, reader, previous.image if previous else None, own, upgrade)
 
 
 def _debian(
@@ -192,6 +228,7 @@ def _debian(
     from builder.sources.solve import SKIP
 
     assert profile.base
+    assert profile.base.debian
     suite, architecture = profile.base.debian, platform.architecture
     wanted = {*_ALWAYS, *profile.base.packages}
     minimal = f"python{profile.python.version}-minimal" if profile.python else None
@@ -219,7 +256,7 @@ def _debian(
 def _wheels(
     loaded: LoadedProfile,
     platform: Platform,
-    base: LockedDebian,
+    base: LockedDebian | LockedImage,
     request: str,
     places: Places,
     previous: LockedPlatform | None,
@@ -235,7 +272,9 @@ def _wheels(
     moving = upgrade is True or (upgrade or _NO_UPGRADE) & {wheel.name for wheel in before}
     if previous and was == request and not moving:
         return before, replace(previous.cuda, wheels=()) if previous.cuda else None
-    target = _target(_python_version(profile), platform, base)
+    from builder.sources.target import target_of
+
+    target = target_of(_python_version(profile, base if isinstance(base, LockedImage) else None), platform, base)
     asked = _requirements(loaded, profile.python) if profile.python else Requirements()
     with progress.task(f"lock {'Python packages' if profile.python else 'CUDA'} for {platform}", None):
         if profile.cuda is None:
@@ -268,15 +307,18 @@ def _asked(cuda: Cuda) -> Asked:
     return Asked(cuda.version, cuda.flavour, cuda.cudnn, cuda.nccl)
 
 
-def _python_version(profile: Profile) -> str:
+def _python_version(profile: Profile, image: LockedImage | None) -> str:
     """The version `3.N` that wheels are chosen for; without Python, that of the Debian, so that images share layers."""
+    if image:
+        return ".".join(image.python.split(".")[:2]) or next(iter(PYTHON_OF.values()))
     if profile.python:
         return profile.python.version
     assert profile.base
+    assert profile.base.debian
     return PYTHON_OF[profile.base.debian]
 
 
-def _slim(profile: Profile, wheels: Sequence[LockedWheel], places: Places) -> tuple[LockedWheel, ...]:
+def _slim(profile: Profile, wheels: Sequence[LockedWheel], version: str, places: Places) -> tuple[LockedWheel, ...]:
     """The wheels with what the profile leaves out of each."""
     whole = tuple(replace(wheel, drop=()) for wheel in wheels)
     if not profile.slim:
@@ -284,7 +326,7 @@ def _slim(profile: Profile, wheels: Sequence[LockedWheel], places: Places) -> tu
     from builder.sources import slim
 
     rules = [slim.Rule(rule.wheels, rule.drop) for rule in profile.slim]
-    return slim.decide(whole, rules, _python_version(profile), places.store, places.ensure)
+    return slim.decide(whole, rules, version, places.store, places.ensure)
 
 
 def _bytecode(python: Python, platform: Platform, architecture: str, before: LockedPython | None) -> bool:
@@ -294,11 +336,13 @@ def _bytecode(python: Python, platform: Platform, architecture: str, before: Loc
     return before.bytecode if before else platform.architecture == architecture
 
 
-def _request(loaded: LoadedProfile, platform: Platform) -> str:
+def _request(loaded: LoadedProfile, platform: Platform, image: LockedImage | None) -> str:
     """The digest of all that decides which wheels an image has."""
     profile = loaded.profile
     asked = requirements.request(_requirements(loaded, profile.python) if profile.python else Requirements())
-    document: dict[str, object] = {"requirements": str(asked), "python": _python_version(profile)}
+    document: dict[str, object] = {"requirements": str(asked), "python": _python_version(profile, image)}
+    if image:
+        document |= {"interpreter": image.python, "libc": image.libc}
     if profile.cuda:
         document["cuda"] = documents.dump(profile.cuda)
     return str(Digest.of(spec.encode(document | {"platform": str(platform)})))
@@ -310,21 +354,8 @@ def _requirements(loaded: LoadedProfile, python: Python) -> Requirements:
     return Requirements(lines=python.requirements)
 
 
-def _target(python: str, platform: Platform, base: LockedDebian) -> Target:
-    """The target as the locked packages make it: the interpreter's own version, and its C library's."""
-    from builder.sources.target import Target
-
-    versions = {deb.name: deb.version for deb in base.packages}
-    full = _upstream(versions.get(f"python{python}", f"{python}.0"))
-    libc = re.match(r"(\d+)\.(\d+)", _upstream(versions.get("libc6", "")))
-    if not libc:
-        raise BuilderError(f"Debian {base.suite}: what is locked of it has not the C library that wheels need (libc6)")
-    return Target(python, full, platform, (int(libc[1]), int(libc[2])))
-
-
-def _upstream(version: str) -> str:
-    """The upstream part of a Debian version, as a release of Python: without epoch, revision and `~rc1` and the like."""
-    return re.split(r"[-+~]", version.rpartition(":")[2])[0]
+def _own_places(files: Sequence[LockedLocal], templates: Sequence[LockedTemplate]) -> tuple[str, ...]:
+    return tuple(sorted({item.to for item in files} | {item.to for item in templates}))
 
 
 def _models(
@@ -342,7 +373,8 @@ def _models(
 def _check_known(names: frozenset[str], platforms: Sequence[LockedPlatform], models: Sequence[Model]) -> None:
     debs = {deb.name for item in platforms if item.debian for deb in item.debian.packages}
     wheels = {wheel.name for item in platforms for wheel in item.wheels}
-    others = debs | {model.name for model in models}
+    images = {item.image.source for item in platforms if item.image}
+    others = debs | images | {model.name for model in models}
     if unknown := sorted(name for name in names if name not in others and canonicalize_name(name) not in wheels):
         raise BuilderError(
             f"nothing named {', '.join(unknown)} is in the lock", hint="`build plan` lists what is in it"
@@ -351,22 +383,3 @@ def _check_known(names: frozenset[str], platforms: Sequence[LockedPlatform], mod
 
 def _of(lock: Lock | None, platform: Platform) -> LockedPlatform | None:
     return next((item for item in lock.platforms if item.platform == platform), None) if lock else None
-
-
-def _execution(profile: Profile) -> Execution:
-    image = profile.image
-    return Execution(
-        entrypoint=image.entrypoint,
-        cmd=image.cmd,
-        env=tuple(sorted(image.env)),
-        user=image.user,
-        workdir=image.workdir,
-        ports=tuple(str(port) for port in image.ports),
-        labels=tuple(sorted(image.labels)),
-        stop_signal=image.stop_signal,
-    )
-
-
-def _soci(profile: Profile) -> SociSettings:
-    soci = profile.publish.soci
-    return SociSettings(soci.enabled, int(soci.span_size), int(soci.min_layer_size))

@@ -23,13 +23,16 @@ FLOORS = (
     ("oci",),
     ("layers",),
     ("soci",),
-    ("cuda", "documents", "gpu", "image", "parallel", "process", "progress", "render", "settings", "store", "workers"),
+    (
+        *("baseimage", "cuda", "documents", "gpu", "image", "parallel", "process", "progress", "render", "settings"),
+        *("store", "workers"),
+    ),
     ("client",),
     ("transfer",),
     ("profile",),
     ("lock", "reference"),
     ("fetch", "plan", "registry"),
-    ("places", "sources"),
+    ("base", "places", "sources"),
     ("binaries", "coldstart", "models"),
     ("findings", "packing", "sbom"),
     ("attach", "own", "signing"),
@@ -41,6 +44,7 @@ FLOORS = (
 package, from its neighbours; the rooms of one floor never import one another."""
 
 PURE = (
+    "baseimage",
     "documents",
     "findings",
     "gpu",

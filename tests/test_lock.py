@@ -171,7 +171,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no wheel": (lambda d: python(d)["wheels"][0]["file"].update(path="numpy.tar.gz"), "is no name of a wheel"),
     "a package twice": (lambda d: debian(d)["packages"].extend(debian(d)["packages"]), "libé is there twice"),
     "a wheel twice": (lambda d: python(d)["wheels"].extend(python(d)["wheels"]), "numpy is there twice"),
-    "a Python that stands on nothing": (lambda d: d["platforms"][0].pop("debian"), "a Python without a Debian"),
+    "a Python that stands on nothing": (
+        lambda d: d["platforms"][0].pop("debian"),
+        "a Python without anything to stand on",
+    ),
     "an interpreter of nothing": (lambda d: python(d).update(interpreter=["libx"]), "packages that are not locked"),
     "a place upwards": (lambda d: d["files"][0].update(to="/app/../etc/passwd"), "is no absolute path in an image"),
     "a relative place": (lambda d: d["files"][0].update(to="app/link"), "is no absolute path in an image"),

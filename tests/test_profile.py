@@ -162,11 +162,26 @@ BAD = [
     ),
     (HEAD + "nix: {}", "p.yaml:3:1: $.nix: unknown key: this version does not know nix yet"),
     (
-        HEAD + "base: {debian: bookworm, image: x}",
-        "p.yaml:3:26: $.base.image: unknown key: this version does not know image yet",
+        HEAD + "base: {debian: bookworm, image: 'oci:x'}",
+        "p.yaml:3:7: $.base: either a Debian (debian: bookworm, trixie) or an image is below everything else, not both: "
+        "remove one of them",
+    ),
+    (
+        HEAD + "base: {image: debian:12}",
+        'p.yaml:3:15: $.base.image: expected an image such as localhost:5000/debian:12 or oci:base/debian:12, found "debian:12": '
+        "write HOST/debian:12 for a registry: no host is guessed; or oci:debian:12 for a folder",
+    ),
+    (
+        HEAD + "base: {image: 'oci:x', packages: [libgl1]}",
+        "p.yaml:3:34: $.base.packages: Debian packages are not put on top of an image: remove them, or write debian in place of "
+        "image",
+    ),
+    (
+        HEAD + "base: {image: 'oci:x'}\npython: {version: '3.9', bytecode: true}",
+        "p.yaml:4:36: $.python.bytecode: on top of an image no bytecode is compiled: write auto",
     ),
     (HEAD + "imge: {}", "p.yaml:3:1: $.imge: unknown key (did you mean image?)"),
-    (HEAD + "base: {}", "p.yaml:3:7: $.base.debian: required key missing"),
+    (HEAD + "base: {}", "p.yaml:3:7: $.base: required key missing: debian (bookworm, trixie), or image"),
     (
         HEAD + "base: {debian: bokworm}",
         'p.yaml:3:16: $.base.debian: expected one of bookworm, trixie, found "bokworm" (did you mean bookworm?)',
@@ -585,7 +600,7 @@ def test_the_example_of_the_reference_has_every_key() -> None:
         cls: Any = type(value)
         for key in keys(cls):
             item = getattr(value, key.attribute)
-            if key.attribute not in ("mode", "exclude"):
+            if key.attribute not in ("mode", "exclude", *getattr(cls, "one_of", ())):
                 assert item not in (None, (), "", {}), key.name
             for inner in item if isinstance(item, tuple) else (item,):
                 if hasattr(inner, "__dataclass_fields__") and not hasattr(inner, "parse"):
@@ -616,6 +631,7 @@ _BEYOND = (
     "no operating system",
     "cannot be composed",
     "none adds nothing",
+    "on top of an image",
 )
 
 
@@ -623,6 +639,7 @@ _BEYOND = (
     "text",
     [text for text, message in BAD if not any(beyond in message for beyond in _BEYOND)]
     + [reference.EXAMPLE, HEAD, HEAD + "publish: {soci: false}", HEAD + "publish: {soci: true}", HEAD + "base: null"]
+    + [HEAD + "base: {}", HEAD + "base: {image: 'oci:x'}", HEAD + "base: {image: 'oci:x', debian: bookworm}"]
     + [
         HEAD + DEBIAN + f"python: {{version: '{PYTHON_OF['bookworm']}', requirements: {text}}}"
         for text in (

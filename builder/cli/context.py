@@ -15,7 +15,7 @@ from builder.settings import Settings, config_path, home_of
 
 if TYPE_CHECKING:  # HTTP takes longer to import than `--help` may take
     from builder.client import Client
-    from builder.fetch import Fetcher, Origins
+    from builder.fetch import Download, Fetcher, Origins
     from builder.store import Store
     from builder.transfer import Opener
 
@@ -62,8 +62,11 @@ class Context:
 
         return Client(self.settings.network)
 
-    def fetcher(self, origins: Origins, client: Opener | None = None) -> Fetcher:
-        """A fetcher into the store, for files of these origins; its requests are sent by `client` if one is given."""
+    def fetcher(
+        self, origins: Origins, client: Opener | None = None, others: Mapping[str, Download] | None = None
+    ) -> Fetcher:
+        """A fetcher into the store, for files of these origins; its requests are sent by `client` if one is given. `others` bring
+        the files of origins without addresses."""
         from builder.fetch import Fetcher
 
         settings = self.settings
@@ -75,6 +78,7 @@ class Context:
             offline=settings.offline,
             jobs=settings.jobs,
             mirrors=settings.mirrors,
+            others=others,
         )
 
 

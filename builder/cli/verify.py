@@ -158,17 +158,20 @@ def _rebuilt(context: Context, source: Source, found: Structure, lock: Lock, nea
         raise StaleLockError(f"the lock is of format {lock.format}; this version makes format {locks.FORMAT} only")
     with context.store.in_use(), context.store.workspace() as folder:
         own = proof.own_files(source, found, lock, near, _made(folder / "own"))
-        image, store = _assemble(context, own.lock, own.folder, folder / "store")
+        image, store = _assemble(context, source, own.lock, own.folder, folder / "store")
         missed = {finding.path for finding in own.findings}
         compared = proof.compare(source, found, image, store)
         return [*own.findings, *(finding for finding in compared if not finding.path or finding.path not in missed)]
 
 
-def _assemble(context: Context, lock: Lock, own: Folder, root: Path) -> tuple[Assembled, Store]:
+def _assemble(context: Context, source: Source, lock: Lock, own: Folder, root: Path) -> tuple[Assembled, Store]:
+    """The layers of a base image come out of the image that is verified, where no other place has them."""
     settings = context.settings
     mirrors = (str(settings.store), *settings.mirrors)
     other = replace(context, settings=replace(settings, store=root, mirrors=mirrors))
-    return assemble(plans.plan(lock), other.store, fetcher(other), own, other.progress, jobs()), other.store
+    return assemble(
+        plans.plan(lock), other.store, fetcher(other, lambda: (source, None)), own, other.progress, jobs()
+    ), other.store
 
 
 def _made(folder: Path) -> Path:

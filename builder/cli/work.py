@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder import baseimage
 from builder import lock as locks
 from builder import plan as plans
 from builder import profile as profiles
@@ -21,8 +22,10 @@ from builder.fetch import Fetcher
 from builder.image import Assembled, BuiltLayer
 from builder.lock import Lock
 from builder.oci import files
+from builder.oci.content import Source
 from builder.own import Local, read_local
 from builder.packing import Folder
+from builder.places.blobs import BaseLayers
 from builder.profile import PYTHON_OF, LoadedProfile
 from builder.resolve import Places, resolve, staleness
 from builder.sources import apt, indexes
@@ -69,7 +72,7 @@ class Work:
         lock = resolve(
             self.loaded,
             self.local,
-            _places(self.context, self.means),
+            _places(self.context, self.loaded, self.means),
             created=_now(self.context),
             previous=previous,
             upgrade=upgrade,
@@ -120,13 +123,35 @@ class Work:
     @property
     def fetcher(self) -> Fetcher:
         """What brings inputs of locks into the store."""
-        return fetcher(self.context)
+        return fetcher(self.context, _base_place(self.context, self.loaded))
 
 
-def fetcher(context: Context) -> Fetcher:
-    """What brings inputs of locks into the context's store, from where its settings say that they are."""
+def fetcher(context: Context, base: Callable[[], tuple[Source, str | None]] | None = None) -> Fetcher:
+    """What brings inputs of locks into the context's store, from where its settings say that they are; `base` opens the place
+    that has the layers of base images."""
     mirrors, catalogue = _origins(context)
-    return context.fetcher(ConfiguredOrigins(mirrors, catalogue))
+    others = {baseimage.ORIGIN: BaseLayers(base)} if base else None
+    return context.fetcher(ConfiguredOrigins(mirrors, catalogue), others=others)
+
+
+def base_name(loaded: LoadedProfile) -> str | None:
+    """What the profile's base image is called here: its folders are relative to that of the profile."""
+    name = loaded.profile.base.image if loaded.profile.base else None
+    scheme, _, path = name.partition(":") if name else ("", "", "")
+    return f"{scheme}:{loaded.root / path}" if f"{scheme}:" in baseimage.SCHEMES else name
+
+
+def _base_place(context: Context, loaded: LoadedProfile) -> Callable[[], tuple[Source, str | None]] | None:
+    name = base_name(loaded)
+    if name is None:
+        return None
+
+    def opened() -> tuple[Source, str | None]:
+        from builder.places.opening import open_source
+
+        return open_source(name, context)
+
+    return opened
 
 
 def catalogue(context: Context) -> Catalogue:
@@ -139,14 +164,16 @@ def platform_name() -> str:
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
-def _places(context: Context, means: Means | None = None) -> Places:
+def _places(context: Context, loaded: LoadedProfile, means: Means | None = None) -> Places:
     from builder.sources.debian import Archive  # what only resolving needs takes long to import
 
     _, catalogue = _origins(context)
     get = _get(context)
     now = datetime.fromtimestamp(context.clock(), UTC)
+    base = _base_place(context, loaded)
     archives = {suite: Archive(_mirrors(context, suite), get, now) for suite in PYTHON_OF}
-    return Places(archives, catalogue, platform_name(), context.store, fetcher(context).ensure, means)
+    ensure = fetcher(context, base).ensure
+    return Places(archives, catalogue, platform_name(), context.store, ensure, means, base)
 
 
 def _origins(context: Context) -> tuple[Mapping[str, Mirror], Catalogue]:

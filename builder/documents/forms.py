@@ -24,7 +24,7 @@ class Form:
     advice: Callable[[str], str | None] | None = None
     check: Callable[[str], str | None] | None = None
     digits: bool = False
-    local: str | None = None
+    local: str | tuple[str, ...] | None = None
     remote: str | None = None
 
     def complaint(self, text: str) -> str | None:

@@ -73,7 +73,8 @@ Content = Inline | Region | Member
 class Entry:
     """One member of a layer. `path` is relative and normal: `/` between parts, none at the ends, no `.` and no `..`.
 
-    `mode` holds permission bits, setuid, setgid and sticky; owner and time are the same for all entries.
+    `mode` holds permission bits, setuid, setgid and sticky; the time is the same for all entries. The owner is root but for
+    folders of an image that this one stands on.
     """
 
     path: str
@@ -81,6 +82,8 @@ class Entry:
     mode: int = 0o644
     content: Content = field(default=Inline(b""))
     linkname: str = ""
+    uid: int = 0
+    gid: int = 0
 
     @property
     def size(self) -> int:
@@ -90,6 +93,7 @@ class Entry:
 _TYPEFLAG = {Kind.FILE: b"0", Kind.DIR: b"5", Kind.SYMLINK: b"2"}
 _TOC_TYPE = {Kind.FILE: "reg", Kind.DIR: "dir", Kind.SYMLINK: "symlink"}
 _MAX_OCTAL_SIZE = 0o77777777777
+_MAX_OCTAL_ID = 0o7777777
 
 
 def header(entry: Entry) -> bytes:
@@ -102,6 +106,8 @@ def header(entry: Entry) -> bytes:
         entry.size if entry.size <= _MAX_OCTAL_SIZE else 0,
         _TYPEFLAG[entry.kind],
         entry.linkname.encode()[:100],
+        entry.uid if entry.uid <= _MAX_OCTAL_ID else 0,
+        entry.gid if entry.gid <= _MAX_OCTAL_ID else 0,
     )
     if not records:
         return block
@@ -125,8 +131,8 @@ def toc_entry(entry: Entry, offset: int) -> TocEntry:
         size=entry.size,
         linkname=entry.linkname,
         mode=entry.mode,
-        uid=0,
-        gid=0,
+        uid=entry.uid,
+        gid=entry.gid,
         uname="",
         gname="",
         mtime=MTIME,
@@ -148,6 +154,7 @@ def _pax_records(entry: Entry, name: str) -> list[tuple[str, str]]:
         records.append(("linkpath", entry.linkname))
     if entry.size > _MAX_OCTAL_SIZE:
         records.append(("size", str(entry.size)))
+    records += [(key, str(value)) for key, value in (("uid", entry.uid), ("gid", entry.gid)) if value > _MAX_OCTAL_ID]
     return records
 
 
@@ -160,13 +167,13 @@ def _pax_record(key: str, value: str) -> bytes:
     return str(length).encode() + rest
 
 
-def _block(name: bytes, mode: int, size: int, typeflag: bytes, linkname: bytes) -> bytes:
+def _block(name: bytes, mode: int, size: int, typeflag: bytes, linkname: bytes, uid: int = 0, gid: int = 0) -> bytes:
     block = b"".join(
         (
             name.ljust(100, b"\0"),
             b"%07o\0" % mode,
-            b"0000000\0",
-            b"0000000\0",
+            b"%07o\0" % uid,
+            b"%07o\0" % gid,
             b"%011o\0" % size,
             b"%011o\0" % MTIME,
             b"        ",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from builder.oci import spec
@@ -25,13 +25,21 @@ class Execution:
 
 
 def image_config(
-    platform: Platform, created: str, execution: Execution, diff_ids: Sequence[Digest], history: Sequence[str]
+    platform: Platform,
+    created: str,
+    execution: Execution,
+    diff_ids: Sequence[Digest],
+    history: Sequence[str],
+    more: Mapping[str, object] | None = None,
+    before: Sequence[Mapping[str, object]] = (),
 ) -> bytes:
     """The configuration of an image whose layers, bottom first, have `diff_ids`; `history` says how each was made.
 
-    `created` is an RFC 3339 time. Empty parameters are left out, as docker leaves them out.
+    `created` is an RFC 3339 time. Empty parameters are left out, as docker leaves them out. `more` are further parameters and
+    `before` earlier history, both as documents, of an image that this one is built on.
     """
     settings: dict[str, object] = {
+        **(more or {}),
         "Entrypoint": list(execution.entrypoint),
         "Cmd": list(execution.cmd),
         "Env": [f"{name}={value}" for name, value in execution.env],
@@ -46,6 +54,6 @@ def image_config(
         "created": created,
         "config": {key: value for key, value in settings.items() if value},
         "rootfs": {"type": "layers", "diff_ids": [str(diff_id) for diff_id in diff_ids]},
-        "history": [{"created": created, "created_by": line} for line in history],
+        "history": [*before, *({"created": created, "created_by": line} for line in history)],
     }
     return spec.encode(document)

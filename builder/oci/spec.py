@@ -12,7 +12,15 @@ from builder.oci.digest import Digest
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar"
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+
+BASE_DIGEST = "org.opencontainers.image.base.digest"
+"""The annotation of a manifest that tells the manifest of the image below it."""
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are found in an image that says nothing of it."""
 
 
 def encode(document: Mapping[str, object]) -> bytes:

@@ -9,6 +9,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from builder.baseimage import SCHEMES
 from builder.documents.keys import element, has_keys, keys, members
 from builder.documents.loading import BAD, convert
 from builder.documents.nodes import Items, Mark, Node, Pairs, Problems, Scalar
@@ -41,7 +42,7 @@ class Merged:
 
     def local(self, text: str, mark: Mark) -> str:
         """A file's name relative to the main profile's folder, from the name that is written at `mark`."""
-        prefix = "oci:" if text.startswith("oci:") else ""
+        prefix = next((scheme for scheme in SCHEMES if text.startswith(scheme)), "")
         return prefix + posixpath.normpath(posixpath.join(self.folders[mark.file], text.removeprefix(prefix)))
 
 

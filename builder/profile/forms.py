@@ -53,6 +53,12 @@ def _reference_advice(text: str) -> str | None:
     return f"write oci:{text} for a folder, or HOST/{text} for a registry" if text else None
 
 
+def _image_advice(text: str) -> str | None:
+    if "://" in text:
+        return "an image has no scheme: write HOST/REPOSITORY:TAG"
+    return f"write HOST/{text} for a registry: no host is guessed; or oci:{text} for a folder" if text else None
+
+
 def _value_advice(text: str) -> str | None:
     near = re.sub(r"\W", "_", text)
     if text in _TAKEN:
@@ -156,6 +162,18 @@ Destination = Annotated[
 def bare_form(hint: Any) -> Form:
     """The form of a type hint that has one."""
     return next(rule for rule in hint.__metadata__ if isinstance(rule, Form))
+
+
+BaseImage = Annotated[
+    str,
+    Form(
+        rf"(?:oci|oci-archive|docker-archive):{_CLEAN}+|"
+        rf"{_HOST}/[a-z0-9._/-]+(?::[A-Za-z0-9_][A-Za-z0-9._-]*)?(?:@sha256:[0-9a-f]{{64}})?",
+        "an image such as localhost:5000/debian:12 or oci:base/debian:12",
+        advice=_image_advice,
+        local=("oci:", "oci-archive:", "docker-archive:"),
+    ),
+]
 
 
 @dataclass(frozen=True, order=True, slots=True)

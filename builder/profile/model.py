@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
+from builder.baseimage import hostless
 from builder.documents import Mode, Range, Size, dump, field
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.profile.cuda import Cuda
 from builder.profile.forms import (
     PYTHON_OF,
+    BaseImage,
     Destination,
     EnvName,
     EnvValue,
@@ -41,13 +43,48 @@ from builder.profile.models import Model, models_are_told_apart
 _Complaints = Iterator[tuple[tuple[str | int, ...], str]]
 
 
+def _one_thing_to_stand_on(
+    debian: str | None, image: str | None, packages: tuple[str, ...], skip: tuple[str, ...]
+) -> _Complaints:
+    if (debian is None) is (image is None):
+        suites = ", ".join(PYTHON_OF)
+        yield (
+            (),
+            (
+                f"either a Debian (debian: {suites}) or an image is below everything else, not both: remove one of them"
+                if image
+                else f"required key missing: debian ({suites}), or image"
+            ),
+        )
+    for name, value in (("packages", packages), ("skip", skip)):
+        if image and not debian and value:
+            yield (
+                (name,),
+                "Debian packages are not put on top of an image: remove them, or write debian in place of image",
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """The operating system below everything else, composed from Debian packages without running any script of them."""
+    """What is below everything else: an operating system that is composed from Debian packages, without running any script of
+    them, or the image of somebody else."""
 
-    later: ClassVar[tuple[str, ...]] = ("image", "nix")
+    later: ClassVar[tuple[str, ...]] = ("nix",)
+    one_of: ClassVar[tuple[str, ...]] = ("debian", "image")
+    checks: ClassVar = (_one_thing_to_stand_on,)
 
-    debian: Suite = field(doc="The Debian suite that packages come from.", example="bookworm")
+    debian: Suite | None = field(
+        doc="The Debian suite that packages come from; either this or `image` has to be there.",
+        default=None,
+        example="bookworm",
+    )
+    image: BaseImage | None = field(
+        doc="An image to stand on: in a registry, `HOST/REPOSITORY[:TAG]`, an OCI layout, `oci:DIR[:TAG]`, or an archive, "
+        "`oci-archive:FILE[:TAG]` or `docker-archive:FILE[:NAME:TAG]`, each also with `@DIGEST`. The lock pins its digest; its "
+        "layers are taken as they are.",
+        default=None,
+        example="localhost:5000/cuda:13.0.0-runtime-ubuntu24.04",
+    )
     packages: tuple[Package, ...] = field(
         doc="Debian packages that the image needs, beside those that Python itself needs; "
         "what they depend on comes with them.",
@@ -69,7 +106,9 @@ class Python:
     """The image's Python and its packages, wheels only, all in one virtual environment at `/opt/venv`."""
 
     version: PythonVersion = field(
-        doc=f"The version of Python: {', '.join(f'{v} on {suite}' for suite, v in PYTHON_OF.items())}.", example="3.11"
+        doc=f"The version of Python: {', '.join(f'{v} on {suite}' for suite, v in PYTHON_OF.items())}. On top of an image: the "
+        "image's own Python of this version, or its next newer one.",
+        example="3.11",
     )
     requirements: tuple[Requirement, ...] | RequirementsFile = field(
         doc="Python packages: a list of requirements (PEP 508), or the name of a file `*.txt` (pip's requirements), "
@@ -212,7 +251,9 @@ def _python_stands_on_debian(base: Base | None, python: Python | None) -> _Compl
         where = suite or next(iter(PYTHON_OF))
         advice = f"add base: {{debian: {where}}}, which has Python {PYTHON_OF[where]}"
         yield ("python",), f"there is no Debian for it to stand on: {advice}"
-    elif suite != base.debian:
+    elif base.image and python.bytecode is True:
+        yield ("python", "bytecode"), "on top of an image no bytecode is compiled: write auto"
+    elif base.debian and suite != base.debian:
         other = f', or base.debian: {suite}, which has "{python.version}"' if suite else ""
         version = PYTHON_OF[base.debian]
         yield ("python", "version"), f'{base.debian} has Python {version}: write "{version}"{other}'
@@ -292,8 +333,9 @@ class Profile:
     @property
     def digest(self) -> Digest:
         """The digest of what this profile asks for: comments, how it is split into files, `publish.to` and
-        `publish.models` do not count, because no byte of an image depends on them."""
-        plain = replace(self, extends=(), publish=replace(self.publish, to=None, models=None))
+        `publish.models`, and the registry of `base.image`, do not count, because no byte of an image depends on them."""
+        base = replace(self.base, image=hostless(self.base.image)) if self.base and self.base.image else self.base
+        plain = replace(self, extends=(), base=base, publish=replace(self.publish, to=None, models=None))
         document = dump(plain) | {"values": _ordered(self.values)}
         return Digest.of(spec.encode(document))
 

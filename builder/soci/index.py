@@ -36,7 +36,7 @@ _BUILD_TOOL = "com.amazon.soci.build-tool-identifier"
 
 _EMPTY = b"{}"
 _CONFIG = Descriptor(ARTIFACT_TYPE, Digest.of(_EMPTY), len(_EMPTY))
-_GZIP = frozenset({spec.LAYER_GZIP, "application/vnd.docker.image.rootfs.diff.tar.gzip"})
+_INDEXED = frozenset({spec.LAYER, spec.LAYER_GZIP, "application/vnd.docker.image.rootfs.diff.tar.gzip"})
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
@@ -75,8 +75,8 @@ class Converted:
 
 
 def wants_ztoc(layer: Descriptor, min_layer_size: int) -> bool:
-    """Whether the real tool gives this layer a ztoc: gzip, and not smaller than the limit."""
-    return layer.media_type in _GZIP and layer.size >= min_layer_size
+    """Whether the real tool gives this layer a ztoc: gzip or uncompressed, and not smaller than the limit."""
+    return layer.media_type in _INDEXED and layer.size >= min_layer_size
 
 
 def convert(images: Sequence[PlainImage]) -> Converted:

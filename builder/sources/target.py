@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,9 @@ from packaging.markers import Environment
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.version import Version
 
+from builder.baseimage import LockedImage
 from builder.errors import BuilderError
+from builder.lock import LockedDebian
 from builder.oci.spec import Platform
 
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -100,3 +103,21 @@ class Target:
             if minor in _LEGACY:
                 yield f"{_LEGACY[minor]}_{self.machine}"
         yield f"linux_{self.machine}"
+
+
+def target_of(python: str, platform: Platform, base: LockedDebian | LockedImage) -> Target:
+    """The target as the locked packages, or a base image, make it: the interpreter's own version, and its C library's."""
+    if isinstance(base, LockedImage):
+        libc_major, libc_minor = base.libc.split(".")
+        return Target(python, base.python or f"{python}.0", platform, (int(libc_major), int(libc_minor)))
+    versions = {deb.name: deb.version for deb in base.packages}
+    full = _upstream(versions.get(f"python{python}", f"{python}.0"))
+    libc = re.match(r"(\d+)\.(\d+)", _upstream(versions.get("libc6", "")))
+    if not libc:
+        raise BuilderError(f"Debian {base.suite}: what is locked of it has not the C library that wheels need (libc6)")
+    return Target(python, full, platform, (int(libc[1]), int(libc[2])))
+
+
+def _upstream(version: str) -> str:
+    """The upstream part of a Debian version, as a release of Python: without epoch, revision and `~rc1` and the like."""
+    return re.split(r"[-+~]", version.rpartition(":")[2])[0]

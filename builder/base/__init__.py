@@ -1,0 +1,1 @@
+"""Base images: images of others that ours stand on, their layers unchanged."""

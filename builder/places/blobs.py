@@ -1,0 +1,40 @@
+"""Layers of base images come out of the place that has the image, into files of a store."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from builder.lock import LockedFile
+from builder.oci.content import Source
+from builder.oci.spec import Descriptor
+from builder.places.remote import Remote
+
+_BLOCK = 1 << 20
+
+
+class BaseLayers:
+    """Brings layers out of the place that `opened` opens, which is done once, when the first is wanted; for many threads."""
+
+    def __init__(self, opened: Callable[[], tuple[Source, Any]]) -> None:
+        self._open = opened
+        self._guard = threading.Lock()
+        self._source: Source | None = None
+
+    def __call__(self, file: LockedFile, path: Path, advance: Callable[[int], None]) -> None:
+        """The layer is in the file `path`. Raises what the place raises."""
+        with self._guard:
+            if self._source is None:
+                self._source, _ = self._open()
+            source = self._source
+        descriptor = Descriptor("", file.digest, file.size)
+        if isinstance(source, Remote):
+            source.watch = advance
+            source.download(descriptor, path)
+            return
+        with source.blob(descriptor) as stream, path.open("wb") as out:
+            shutil.copyfileobj(stream, out, _BLOCK)
+        advance(file.size)
