@@ -23,6 +23,7 @@ from builder.oci.digest import Digest
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("build-model-pull.pyz"),
     show_default=True,
+    help="Where to write it.",
 )
 def client(output: Path) -> None:
     """Writes the file."""
