@@ -9,7 +9,7 @@ BENCH_ARGS ?=
 SETUP = PYTHON='$(PYTHON)' scripts/setup
 BIN = .venv/bin
 
-.PHONY: help demo test lint bench bench-registries clean
+.PHONY: help demo test test-devel lint bench bench-registries clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -20,6 +20,10 @@ demo: ## publish profiles/ocr.yaml as an image, run it, and let it read a pictur
 
 test: lint ## check everything: ruff, mypy, pytest
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-devel: ## compile a kernel in a composed devel image: fetches 2 GB
+	@$(SETUP) test
+	@LAYERWRIGHT_TEST_DEVEL=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/test_cuda_devel.py
 
 lint: ## ruff and mypy alone
 	@$(SETUP) test
