@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cudawheels
 import judges
 import pytest
+from debarchive import Item
 from layouts import Layout
-from world import BUILD, Real, World, everybodys_folder, other_user, run, write_project
+from world import BUILD, Real, World, everybodys_folder, other_user, package, run, write_project
 
 from builder.layers import deflate
 
@@ -88,6 +90,31 @@ def test_the_same_image_with_what_is_left_out_of_wheels(
         assert done.digest != first(small)
         builds.append((Layout(tmp_path / f"{name}-out").blobs(), profile.with_suffix(".lock.json").read_bytes()))
     assert builds[0] == builds[1]
+
+
+def test_the_same_image_with_cuda(world: World, tmp_path: Path) -> None:
+    """Its links come from the wheels' directories, and its variables from the lock."""
+    world.index.publish(*cudawheels.all_wheels())
+    world.release(package("libstdc++6", "12.2.0-14", [Item("./usr/share/libstdc++6/x", b"x")]))
+    text = """\
+profile: 1
+name: cuda
+base: {debian: bookworm}
+cuda: {version: "13.2", flavour: runtime}
+files: [{from: app, to: /app}]
+"""
+    first = world.project(tmp_path / "first", text)
+    digest = run(
+        ["publish", first, f"oci:{tmp_path / 'out'}"], tmp_path, world.environment(world.root / "cache")
+    ).digest
+    for number, name in enumerate(("umask 077", "hash seed 4242", "one job", "backwards", "locale")):
+        variation = VARIATIONS[name]
+        profile = copied(first, tmp_path / str(number) / "project", variation)
+        environ = offline(world, tmp_path / str(number) / "cache") | variation.environ
+        out = tmp_path / str(number) / "out"
+        argv = ["publish", *variation.options, profile, f"oci:{out}"]
+        assert run(argv, tmp_path, environ, umask=variation.umask).digest == digest, name
+        assert Layout(out).blobs() == Layout(tmp_path / "out").blobs(), name
 
 
 def test_the_same_image_by_another_user(world: World, small: Path) -> None:
