@@ -17,6 +17,7 @@ VERBS = {
     "pull": "builder.cli.model.pull:pull",
     "cat": "builder.cli.model.cat:cat",
     "client": "builder.cli.model.client:client",
+    "recipe": "builder.cli.model.recipe:print_recipe",
 }
 """Each verb and the command that does it, imported when it is asked for."""
 
@@ -29,6 +30,7 @@ _SUMMARIES = {
     "pull": "Pull a model into a folder, whole or in part.",
     "cat": "Write a file or a tensor of a model to stdout.",
     "client": "Write the program that pulls, as one file.",
+    "recipe": "Print how a cluster gets the models of a profile.",
 }
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -26,11 +29,13 @@ from builder.store import Store
     "default one named like the repository. Ranges of its files are fetched side by side, each checked; what is in the cache, or "
     "was pulled before it was interrupted, or is part of an older version, is not fetched again. The folder changes in one "
     "step, when all is there. The digest of the model is printed. Exit status: 0 the folder holds the model, 1 it "
-    "could not be had (another try may help), 2 wrong usage, 3 what is published is not what it says (another try does not help).",
+    "could not be had (another try may help), 2 wrong usage, 3 what is published is not what it says (another try does not help). "
+    "With a COMMAND, which needs DIR before it, that takes the place of this program when all is there.",
     epilog="Example: build model pull localhost:5000/models/bert:v1 /models/bert --ready-file /run/ready",
 )
 @click.argument("ref")
 @click.argument("folder", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
 @click.option(
     "--subset", multiple=True, metavar="GLOB", help="Only the files that match, as '*.json'; may be repeated."
 )
@@ -50,6 +55,12 @@ from builder.store import Store
     metavar="FILE",
     help="Written when the folder is complete, and absent as long as it holds no model.",
 )
+@click.option(
+    "--serve",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Stay afterwards, and tell by HTTP from the beginning: /ready is 200 when the folder is complete, 503 before.",
+)
 @click.option("--check", "read", is_flag=True, help="Read what is there already: are the bytes right?")
 @click.option("--force", is_flag=True, help="Replace the folder although it holds other files.")
 @plain_http_option
@@ -59,25 +70,67 @@ def pull(
     context: Context,
     ref: str,
     folder: Path | None,
+    command: tuple[str, ...],
     subset: tuple[str, ...],
     cache: Path | None,
     no_cache: bool,
     how: str,
     ready_file: Path | None,
+    serve: int | None,
     read: bool,
     force: bool,
     form: str,
 ) -> None:
-    """Pulls, and says what moved."""
+    """Pulls, says what moved, and then ends, stays, or becomes another program."""
     if cache and no_cache:
         raise UsageError("--cache and --no-cache contradict one another", hint="leave out one of them")
+    if serve and command:
+        raise UsageError("--serve stays, and a command takes the place of this program", hint="leave out one of them")
     target = folder or _named_like(ref)
-    with _store(context, cache, target if no_cache else None) as store:
-        pulling = Pulling(store, context.progress, subset, How(how), force, read, ready_file)
-        pulling.begin(target)
-        pulled = pulling.pull(published(ref, context, store), target)
+
+    def pulled() -> Pulled:
+        with _store(context, cache, target if no_cache else None) as store:
+            pulling = Pulling(store, context.progress, subset, How(how), force, read, ready_file)
+            pulling.begin(target)
+            return pulling.pull(published(ref, context, store), target)
+
+    if serve is None:
+        _report(context, pulled(), form, aside=bool(command))
+    else:
+        _serve(pulled, serve, lambda found: _report(context, found, form))
+    if command:
+        _become(command)
+
+
+def _report(context: Context, pulled: Pulled, form: str, *, aside: bool = False) -> None:
+    """Prints the result; aside of a command that follows, whose standard output is its own."""
     context.progress.note(_told(pulled))
-    click.echo(str(pulled.digest) if form == "text" else json.dumps(_document(pulled), indent=2, ensure_ascii=False))
+    text = str(pulled.digest) if form == "text" else json.dumps(_document(pulled), indent=2, ensure_ascii=False)
+    click.echo(text, err=aside)
+
+
+def _serve(pulled: Callable[[], Pulled], port: int, report: Callable[[Pulled], None]) -> None:
+    """Pulls while HTTP tells how far that is, and stays until somebody ends this process, which is no failure then."""
+    from builder.models.ready import LazyModel, serve_readiness  # few have a port to serve
+
+    model = LazyModel(pulled)
+    with serve_readiness(model, port):
+        report(model.get())
+        sys.stdout.flush()
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+def _become(command: Sequence[str]) -> None:
+    """This process goes on as another program; it has nothing open that the other one could miss."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvp(command[0], list(command))
+    except OSError as error:
+        raise UsageError(
+            f"{command[0]}: cannot be run: {error.strerror}", hint="correct the command after --"
+        ) from error
 
 
 def _named_like(ref: str) -> Path:
