@@ -6,6 +6,7 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
@@ -22,6 +23,7 @@ from builder.sources.archive import ZipMember, read_members
 from builder.sources.origins import ConfiguredOrigins
 from builder.sources.simple import ORIGIN, Offer
 
+_SHOWN = 8
 _FORM = re.compile(r"pypi://([A-Za-z0-9._-]+)==([^#]+)(?:#(.*))?")
 
 
@@ -75,7 +77,7 @@ def _wheel(project: str, version: Version, means: Means) -> LockedFile:
     if not found:
         raise BuilderError(
             f"models: {project} {version}: no wheel of it is on the configured package indexes",
-            hint="correct the version; `build doctor` shows the indexes",
+            hint=f"the indexes have wheels of {', '.join(_versions(offers)) or 'no version'}",
         )
     name = min(found, key=lambda name: (not name.endswith("-none-any.whl"), name))
     return LockedFile(ORIGIN, name, *_identity(name, found[name], means))
@@ -88,6 +90,15 @@ def _identity(name: str, offer: Offer, means: Means) -> tuple[str, int]:
     if size is None:
         raise BuilderError(f"models: {name}: no index tells its size", hint="use an index that does")
     return offer.sha256, size
+
+
+def _versions(names: Iterable[str]) -> list[str]:
+    """The latest versions, the newest first."""
+    found = set()
+    for name in names:
+        with suppress(InvalidWheelFilename):
+            found.add(parse_wheel_filename(name)[1])
+    return [str(version) for version in sorted(found, reverse=True)[:_SHOWN]]
 
 
 def _is_of(name: str, version: Version) -> bool:
