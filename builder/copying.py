@@ -10,11 +10,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeVar
 
+from builder.client import NotFoundError
 from builder.errors import BuilderError, HostileInputError
-from builder.oci.companions import companions
+from builder.oci.companions import OF_MODEL, companions, model_image_tag, model_tags
+from builder.oci.companions import models as companion_models
 from builder.oci.content import Source
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
+from builder.oci.listing import LayoutError, described
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop, for_each
 from builder.places.delivery import Blob, Delivered, Delivery, Document, Sink
@@ -37,16 +40,28 @@ class Closure:
     top: Document
     documents: tuple[Document, ...]
     blobs: tuple[Descriptor, ...]
+    absent: tuple[tuple[str, Digest], ...] = ()
+    """Models that the image names, and that are not where it is."""
 
 
 def copy(
-    source: Source, top: Descriptor, sink: Sink, progress: Progress, connections: int = 4, *, referrers: bool = True
+    source: Source,
+    top: Descriptor,
+    sink: Sink,
+    progress: Progress,
+    connections: int = 4,
+    *,
+    referrers: bool = True,
+    models: bool = True,
 ) -> Delivered:
     """All of `closure` is in the sink afterwards, and its tags point at `top`; else an error is raised and no tag moved.
 
-    The bytes are those of the source: digests stay as they are. Raises what source and target raise.
+    The bytes are those of the source: digests stay as they are. Models that are elsewhere are told, and left there. Raises what
+    source and target raise.
     """
-    found = closure(source, top, connections, referrers=referrers)
+    found = closure(source, top, connections, referrers=referrers, models=models)
+    for name, digest in found.absent:
+        progress.note(f"the model {name} ({digest}) is not where the image is: copy it from where it was published")
     remote = source if isinstance(source, Remote) else None
     if remote and not isinstance(sink.target, Layout):
         connections = min(connections, _STREAMS)
@@ -65,13 +80,15 @@ def copy(
     return delivered
 
 
-def closure(source: Source, top: Descriptor, connections: int = 4, *, referrers: bool = True) -> Closure:
-    """Everything that `top` names, down to the layers, and everything that refers to any manifest of it, and so on;
-    and what tags say that belongs to `top` and the manifests that it names.
+def closure(
+    source: Source, top: Descriptor, connections: int = 4, *, referrers: bool = True, models: bool = True
+) -> Closure:
+    """Everything that `top` names, down to the layers and, with `models`, to its models; everything that refers to any manifest
+    of it, and so on; and what tags say that belongs to `top` and the manifests that it names.
 
     Only documents are read. Raises `HostileInputError` for one that is not what the specification says, or for too many.
     """
-    return _Walk(source, connections, referrers).of(top)
+    return _Walk(source, connections, referrers, models).of(top)
 
 
 @dataclass
@@ -89,13 +106,20 @@ class _Walk:
     source: Source
     connections: int
     with_referrers: bool
+    with_models: bool
     nodes: dict[Digest, _Node] = field(default_factory=dict)
     tags: dict[Digest, list[str]] = field(default_factory=dict)
+    absent: set[tuple[str, Digest]] = field(default_factory=set)
     size: int = 0
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, top: Descriptor) -> Closure:
         self._read_all([top])
+        images = list(_children_first(top.digest, self.nodes, set()))
+        if self.with_models:
+            named = {(digest, model) for digest in images for model in _models(self.nodes[digest].document.data)}
+            self._for_each(self._find_model, sorted(named))
+            self._read_all([item for digest in images for item in self.nodes[digest].referrers])
         if self.with_referrers:
             images = list(_children_first(top.digest, self.nodes, set()))
             self._for_each(self._find, [(digest, tag) for digest in images for tag in companions(digest)])
@@ -110,7 +134,7 @@ class _Walk:
             for node in ordered
             for tag in (*sorted(self.tags.get(node.document.descriptor.digest, ())),) or (None,)
         )
-        return Closure(self.nodes[top.digest].document, documents, tuple(largest_first))
+        return Closure(self.nodes[top.digest].document, documents, tuple(largest_first), (*sorted(self.absent),))
 
     def _read_all(self, roots: Iterable[Descriptor]) -> None:
         """Reads these documents and all that they lead to, of those that were not read yet."""
@@ -136,6 +160,28 @@ class _Walk:
                 node = self.nodes[digest]
                 node.referrers = (*node.referrers, replace(found, annotations={}))
 
+    def _find_model(self, question: tuple[Digest, tuple[str, Digest]]) -> None:
+        """A model that an image names counts as one that refers to it; so does the image of the model."""
+        image, (name, digest) = question
+        try:
+            found = self.source.resolve(str(digest))
+        except (NotFoundError, LayoutError):
+            with self.guard:
+                self.absent.add((name, digest))
+            return
+        tags = [
+            tag for tag in model_tags(name, digest) if (tagged := self.source.find(tag)) and tagged.digest == digest
+        ]
+        with self.guard:
+            node = self.nodes[image]
+            node.referrers = (*node.referrers, described(replace(found, annotations={}), self.source.manifest(found)))
+            self.tags[digest] = sorted({*self.tags.get(digest, ()), *tags})
+        other = self.source.find(model_image_tag(name))
+        if other and _annotations(self.source.manifest(other)).get(OF_MODEL) == str(digest):
+            with self.guard:
+                node.referrers = (*node.referrers, replace(other, annotations={OF_MODEL: str(digest)}))
+                self.tags[other.digest] = [model_image_tag(name)]
+
     def _read(self, descriptor: Descriptor) -> None:
         data = self.source.manifest(descriptor)
         with self.guard:
@@ -147,6 +193,20 @@ class _Walk:
         node = _Node(Document(descriptor, data), children, blobs, referrers)
         with self.guard:
             self.nodes[descriptor.digest] = node
+
+
+def _models(data: bytes) -> tuple[tuple[str, Digest], ...]:
+    return companion_models(_annotations(data))
+
+
+def _annotations(data: bytes) -> dict[str, str]:
+    """The annotations of a document; those that are no text are none."""
+    try:
+        found = json.loads(data).get("annotations")
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    texts = found.items() if isinstance(found, dict) else ()
+    return {str(key): value for key, value in texts if isinstance(value, str)}
 
 
 def _named(descriptor: Descriptor, data: bytes) -> tuple[tuple[Descriptor, ...], tuple[Descriptor, ...]]:

@@ -190,7 +190,7 @@ class LockedModel:
     `source` is the profile's `from` without a host, and with the commit or digest that a name stood for; `request` is the digest
     of what was asked for. `files` are what the source gives, `wheel` is where they lie if they are in one. With a
     `precision`, `converted` is what is published in place of them, made by the rules of the number `converter`. `manifest` is the
-    digest of the artifact's manifest.
+    digest of the artifact's manifest, made by the rules of the number `format`.
     """
 
     name: str
@@ -198,6 +198,7 @@ class LockedModel:
     request: str
     files: tuple[LockedModelFile, ...]
     manifest: str
+    format: int
     wheel: LockedFile | None = None
     licenses: tuple[str, ...] = ()
     precision: str = ""

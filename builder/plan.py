@@ -26,14 +26,13 @@ from builder.lock import (
     SociSettings,
 )
 from builder.oci import spec
+from builder.oci.companions import MODEL
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
 
 LARGE_WHEEL = 64 << 20
 """Wheels of at least this many bytes are layers of their own: a rule of the format."""
-MODEL = "vnd.layerwright.model."
-"""How the annotation of an image's manifest begins that names one of its models; its value is the artifact's digest."""
 _MAX_LARGE = 96
 _VENV_PATH = "/opt/venv/bin"
 

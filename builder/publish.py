@@ -62,26 +62,25 @@ class Publishing:
         image: Assembled,
         attached: Sequence[tuple[Descriptor, bytes]] = (),
         beside: Sequence[Document] = (),
-        tags: Sequence[tuple[str, Document]] = (),
     ) -> tuple[Delivered, ...]:
         """Everything of the images is in every place afterwards, and the tags point at it.
 
         `attached` are blobs and manifests that refer to the images, what is referred to first; they are there before the
-        tags. So are the documents `beside` the images, and the `tags` that point at some of them. Raises `DamagedError`
-        where the store's bytes are at fault, and what the places raise.
+        tags. So are the documents `beside` the images, under tags of their own. Raises `DamagedError` where the store's bytes
+        are at fault, and what the places raise.
         """
         for layer in (layer for item in image.images for layer in item.layers):
             self.ready(layer)
         for item in image.images:
             self._delivery.offer(self._stored(Descriptor(spec.CONFIG, Digest.of(item.config), len(item.config))))
-        documents: list[Document] = [*beside]
+        documents: list[Document] = []
         for descriptor, data in (*image.documents.blobs, *attached):
             if descriptor.media_type in _DOCUMENTS:
                 documents.append(Document(descriptor, data))
             else:
                 self._delivery.offer(Blob(descriptor, _in_memory(data)))
         try:
-            return self._delivery.complete(documents, Document(*image.documents.blobs[-1]), tags)
+            return self._delivery.complete([*documents, *beside], Document(*image.documents.blobs[-1]))
         except BuilderError as error:
             self._check_store(error)
             raise

@@ -50,8 +50,7 @@ class Models:
             elsewhere = beside.deliver(self._prepared, self._own, references, context.progress, context.settings.jobs)
             return (*publishing.finish(image, attached), *elsewhere)
         documents = [document for item in self._prepared for document in item.documents]
-        tags = [pair for item in self._prepared for pair in item.tags]
-        return publishing.finish(image, (*attached, *stored(references)), documents, tags)
+        return publishing.finish(image, (*attached, *stored(references)), documents)
 
 
 def _own_place(work: Work, mount_from: Sequence[str]) -> tuple[Sink, ...] | None:

@@ -18,8 +18,8 @@ from builder.places.opening import open_sinks, open_source
 
 
 @click.command(
-    help="Copy the image SRC to DST with everything that belongs to it: the index, all platforms, SOCI indexes, and what "
-    "refers to any of them (SBOMs, locks, signatures, also those under cosign's tags). Each is a registry "
+    help="Copy the image SRC to DST with everything that belongs to it: the index, all platforms, SOCI indexes, models, and "
+    "what refers to any of them (SBOMs, locks, signatures, also those under cosign's tags). Each is a registry "
     "`HOST/REPOSITORY[:TAG]`, an OCI layout `oci:DIR[:TAG]` or an archive `oci-archive:FILE[:TAG]`. Digests stay as they "
     "are. It is complete, or an error; done again it goes on. Without a tag, DST gets that of SRC. The digest is printed.",
     epilog="Example: build copy localhost:5000/ocr:v1 oci-archive:ocr.tar:v1",
@@ -27,13 +27,22 @@ from builder.places.opening import open_sinks, open_source
 @click.argument("src")
 @click.argument("dst")
 @click.option("--no-referrers", is_flag=True, help="Leave out what refers to the image and its manifests.")
+@click.option("--no-models", is_flag=True, help="Leave out the models that the image names.")
 @click.option(
     "--mount-from", multiple=True, metavar="REPOSITORY", help="A repository of the same registry to take blobs from."
 )
 @plain_http_option
 @format_option
 @common
-def copy(context: Context, src: str, dst: str, no_referrers: bool, mount_from: tuple[str, ...], form: str) -> None:
+def copy(
+    context: Context,
+    src: str,
+    dst: str,
+    no_referrers: bool,
+    no_models: bool,
+    mount_from: tuple[str, ...],
+    form: str,
+) -> None:
     """Copies, and says what moved."""
     named, to = Destination.parse(src), Destination.parse(dst)
     source, reference = open_source(named, context)
@@ -45,7 +54,15 @@ def copy(context: Context, src: str, dst: str, no_referrers: bool, mount_from: t
         tag = DEFAULT_TAG  # a layout has to list it
     mounts = [*mount_from, *([str(named.place)] if isinstance(named, Repository) else [])]
     (sink,) = open_sinks([to.tagged(tag)], context, mounts)
-    delivered = copy_to(source, top, sink, context.progress, context.settings.jobs, referrers=not no_referrers)
+    delivered = copy_to(
+        source,
+        top,
+        sink,
+        context.progress,
+        context.settings.jobs,
+        referrers=not no_referrers,
+        models=not no_models,
+    )
     for line in delivery_lines(delivered, {}):
         context.progress.note(line)
     if form == "text":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from builder.client import NotFoundError
@@ -20,7 +20,7 @@ from builder.models import modelpack, publish
 from builder.models.locking import encoded
 from builder.models.sources import Means
 from builder.oci.artifact import Artifact, stored
-from builder.oci.companions import OF_MODEL
+from builder.oci.companions import OF_MODEL, model_image_tag, model_tags
 from builder.oci.content import Target
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
@@ -31,20 +31,18 @@ from builder.places.remote import Remote
 from builder.profile import Model
 from builder.progress import Progress
 
-TAG = "model-"
 USED_BY = "application/vnd.layerwright.used-by.v1+json"
 """The type of the artifact that is attached to a model, and says which image was made to use it."""
 
 
 @dataclass(frozen=True)
 class Beside:
-    """A model that is to be delivered: blobs, documents in their order, and what each tag is to point at."""
+    """A model that is to be delivered: blobs, then documents, in their order and under their tags."""
 
     name: str
     manifest: Descriptor
     blobs: tuple[Blob, ...]
     documents: tuple[Document, ...]
-    tags: tuple[tuple[str, Document], ...]
 
 
 def prepare(model: Model, locked: LockedModel, targets: Sequence[Target], means: Means) -> Beside:
@@ -56,7 +54,7 @@ def prepare(model: Model, locked: LockedModel, targets: Sequence[Target], means:
     found = next((document for document in there if document), None)
     done = bool(found) and all(there) and (not model.image or all(_has_image(target, locked) for target in targets))
     if found and done:
-        return Beside(model.name, found.descriptor, (), (found,), tuple((tag, found) for tag in _tags(locked)))
+        return Beside(model.name, found.descriptor, (), _tagged(found, locked))
     needed = [
         file
         for file in locked.published
@@ -64,16 +62,13 @@ def prepare(model: Model, locked: LockedModel, targets: Sequence[Target], means:
     ]
     made = encoded(model, locked, means, needed)
     linkable = all(isinstance(target, Remote) for target in targets)
-    document = publish.document(made)
     blobs = [*publish.blobs(made, means.store, as_files=linkable)]
-    documents = [document]
-    tags = [(tag, document) for tag in _tags(locked)]
+    documents = [*_tagged(publish.document(made), locked)]
     if model.image:
         image = images.image_of(made, means.store, means.progress)
         blobs += images.blobs(image)
-        documents += [*image.documents, image.index]
-        tags.append((_image_tag(locked), image.index))
-    return Beside(model.name, made.manifest, tuple(blobs), tuple(documents), tuple(tags))
+        documents += [*image.documents, replace(image.index, tag=model_image_tag(locked.name))]
+    return Beside(model.name, made.manifest, tuple(blobs), tuple(documents))
 
 
 def deliver(
@@ -91,7 +86,7 @@ def deliver(
                 documents.append(part)
             else:
                 delivery.offer(part)
-        return delivery.complete(documents, None, [pair for item in models for pair in item.tags])
+        return delivery.complete(documents, documents[-1])
 
 
 def references(models: Sequence[Beside], name: str, image: Descriptor, created: str) -> tuple[Artifact, ...]:
@@ -107,12 +102,9 @@ def references(models: Sequence[Beside], name: str, image: Descriptor, created: 
     )
 
 
-def _tags(locked: LockedModel) -> tuple[str, ...]:
-    return f"{TAG}{locked.name}", f"{TAG}{locked.name}-{Digest.parse(locked.manifest).short}"
-
-
-def _image_tag(locked: LockedModel) -> str:
-    return f"{TAG}{locked.name}-image"
+def _tagged(document: Document, locked: LockedModel) -> tuple[Document, ...]:
+    tags = model_tags(locked.name, Digest.parse(locked.manifest))
+    return tuple(replace(document, tag=tag) for tag in tags)
 
 
 def _there(target: Target, locked: LockedModel) -> Document | None:
@@ -139,7 +131,7 @@ def _has_image(target: Target, locked: LockedModel) -> bool:
     if not isinstance(target, Remote | Layout):
         return False
     with suppress(BuilderError, ValueError, KeyError, TypeError):
-        found = target.find(_image_tag(locked))
+        found = target.find(model_image_tag(locked.name))
         if found:
             annotations = json.loads(target.manifest(found))["annotations"]
             return bool(annotations[OF_MODEL] == locked.manifest)

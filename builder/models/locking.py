@@ -22,6 +22,8 @@ from builder.profile.models import scheme_of
 from builder.progress import Progress
 from builder.store import Store, hash_of
 
+FORMAT = 1
+"""The number of the rules by which files become an artifact. A change of any byte of it raises it."""
 CONVERTER = 1
 """The number of the rules by which weights are converted: another number makes other bytes."""
 _CONVERSION = "model-conversion"
@@ -76,7 +78,8 @@ def lock_models(
 def is_of(locked: LockedModel, model: Model, now: Files) -> bool:
     """Whether a locked model is what the profile asks for, and what its folder holds."""
     same = now.get(model.name, locked.files) == locked.files
-    return same and locked.request == request(model) and locked.converter in (None, CONVERTER)
+    rules = locked.format == FORMAT and locked.converter in (None, CONVERTER)
+    return same and rules and locked.request == request(model)
 
 
 def differences(models: Sequence[Model], locked: Sequence[LockedModel], now: Files) -> list[str]:
@@ -126,7 +129,7 @@ def encoded(model: Model, locked: LockedModel, means: Means, needed: Sequence[Lo
     if str(made.manifest.digest) != locked.manifest:
         raise StaleLockError(
             f"model {model.name}: it becomes the artifact {made.manifest.digest}, {locked.manifest} is locked",
-            hint="it was locked by another version of Layerwright: run `build lock`, and review the change of the lock",
+            hint=f"it was locked by another version of Layerwright: run `build lock --upgrade {model.name}`, and review the change",
         )
     return made
 
@@ -163,6 +166,7 @@ def _lock(model: Model, means: Means) -> LockedModel:
         request=request(model),
         files=files,
         manifest="",
+        format=FORMAT,
         wheel=collected.wheel,
         licenses=model.licenses,
         precision=model.precision or "",

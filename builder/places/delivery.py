@@ -46,7 +46,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Document:
-    """A manifest or index that is to be delivered, under a `tag` of its own if it has one (cosign's signatures)."""
+    """A manifest or index that is to be delivered, under a `tag` of its own if it has one (models, cosign's signatures)."""
 
     descriptor: Descriptor
     data: bytes
@@ -147,32 +147,25 @@ class Delivery:
         for number in range(len(self._sinks)):
             self._queue.put((blob, number))
 
-    def complete(
-        self, documents: Sequence[Document], top: Document | None, beside: Sequence[tuple[str, Document]] = ()
-    ) -> tuple[Delivered, ...]:
-        """Waits for the blobs, then delivers the documents, in their order, and points the tags at `top`; before that, the tags
-        `beside` at what stands with each. Without a `top` it is the last of them.
+    def complete(self, documents: Sequence[Document], top: Document) -> tuple[Delivered, ...]:
+        """Waits for the blobs, then delivers the documents, in their order, and points the tags at `top`.
 
         Raises the first failure.
         """
         self._show_total()
         self._wait()
-        last = top or beside[-1][1]
         for sink in self._sinks:
             for document in _missing(sink.target, documents, self._connections):
                 sink.target.put_manifest(document.descriptor, document.data, document.tag)
         for sink in self._sinks:
-            for tag, document in beside:
-                if not _is_tagged(sink.target, tag, document.descriptor.digest):
-                    sink.target.put_manifest(document.descriptor, document.data, tag)
             for tag in sink.tags:
-                sink.target.put_manifest(last.descriptor, last.data, tag)
+                sink.target.put_manifest(top.descriptor, top.data, tag)
             if isinstance(sink.target, NewArchive):
                 sink.target.finish()
             sink.delivered(self._offered)
         seconds = time.monotonic() - self._started
         return tuple(
-            Delivered(sink, last.descriptor.digest, tuple(tally[digest] for digest in self._offered), seconds)
+            Delivered(sink, top.descriptor.digest, tuple(tally[digest] for digest in self._offered), seconds)
             for sink, tally in zip(self._sinks, self._tallies, strict=True)
         )
 
@@ -235,14 +228,6 @@ class Delivery:
             self._advance(descriptor.size)
         with self._done:
             self._tallies[number][descriptor.digest] = (descriptor, outcome)
-
-
-def _is_tagged(target: Target, tag: str, digest: Digest) -> bool:
-    """Whether a tag needs no writing."""
-    if not isinstance(target, Remote | Layout):
-        return False
-    found = target.find(tag)
-    return found is not None and found.digest == digest
 
 
 def _missing(target: Target, documents: Sequence[Document], connections: int) -> list[Document]:
