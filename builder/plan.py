@@ -302,8 +302,9 @@ def _config(image: Execution, locked: LockedPlatform) -> Execution:
     if locked.cuda:
         from builder.cuda import environment  # few images have CUDA
 
+        below = dict(locked.image.execution.env) if locked.image else {}
         path.append(environment.path(locked.cuda.flavour))
-        env = environment.variables(locked.cuda.version, locked.cuda.flavour)
+        env = environment.variables(locked.cuda.version, locked.cuda.flavour, below)
         labels = environment.labels({wheel.name: wheel.version for wheel in locked.wheels}) | labels
     if locked.gpu:
         env |= gpu_labels.environment(locked.gpu)

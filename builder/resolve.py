@@ -156,6 +156,10 @@ def _platform(
     closure: tuple[str, ...] = ()
     if profile.base.image:
         image = _image(profile, platform, places, previous, own, upgrade, progress)
+        if profile.cuda:
+            from builder.cuda import environment
+
+            environment.check(profile.cuda.version, profile.cuda.flavour, dict(image.execution.env))
     else:
         found, closure = _debian(profile, platform, places, previous, upgrade, progress)
     below = image or found

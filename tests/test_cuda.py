@@ -353,6 +353,35 @@ def test_variables_and_labels() -> None:
         "NVIDIA_VISIBLE_DEVICES": "all",
     }
     assert "/usr/local/cuda" not in environment.variables("13.2.1", "none")["LD_LIBRARY_PATH"]
+    below = {"LD_LIBRARY_PATH": "/usr/local/nvidia/lib:/own", "CUDA_VERSION": "13.2.0"}
+    assert environment.variables("13.2.1", "base", below)["LD_LIBRARY_PATH"].endswith("/usr/local/cuda/lib64:/own")
+    assert environment.variables("13.2.1", "none", below) == {}
     assert environment.path("none") == "/usr/local/nvidia/bin"
     assert environment.labels({"nvidia-cudnn-cu13": "9.26.0.51"}) == {"com.nvidia.cudnn.version": "9.26.0.51"}
     assert environment.labels({"nvidia-cublas": "13.4"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("version", "flavour", "has", "message"),
+    [
+        ("13.2", "none", "12.8.1", "cuda.version: the base image has CUDA 12.8, not 13.2"),
+        ("13.2.1", "runtime", "13.0.2", "cuda.version: the base image has CUDA 13.0, not 13.2"),
+        (
+            "13.2.1",
+            "base",
+            "13.2.0",
+            "cuda.flavour: base would put CUDA 13.2 on top of a base image that has it already",
+        ),
+        ("13.2", "none", "13.2.0", None),
+        ("13.2", "auto", "13.2.0", None),
+        ("13.2", "runtime", None, None),
+    ],
+)
+def test_a_base_image_with_cuda(version: str, flavour: str, has: str | None, message: str | None) -> None:
+    below = {"PATH": "/bin"} | ({"CUDA_VERSION": has} if has else {})
+    if message is None:
+        return environment.check(version, flavour, below)
+    with pytest.raises(environment.BaseImageError, match=re.escape(message)) as caught:
+        environment.check(version, flavour, below)
+    assert "write cuda." in str(caught.value.hint)
+    return None

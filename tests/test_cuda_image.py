@@ -9,6 +9,7 @@ import os
 import tarfile
 from pathlib import Path
 
+import baseimages
 import cudawheels
 import pytest
 from debarchive import Item
@@ -146,6 +147,7 @@ def cuda(world: World) -> World:
 def published(world: World, root: Path, profile: str) -> tuple[Path, dict[str, str], dict[str, str]]:
     """The unpacked root of a new image, its variables and labels."""
     path = write_project(root / "project", profile)
+    assert not any((root / name).exists() for name in ("out", "root"))
     environ = world.environment(world.root / "cache")
     assert run(["publish", "-q", path, f"oci:{root / 'out'}"], root, environ).code == 0
     out, unpacked = root / "out", root / "root"
@@ -220,6 +222,35 @@ def test_a_profile_overrides_what_containers_are_told(cuda: World, tmp_path: Pat
     _, env, labels = published(cuda, tmp_path, text)
     assert (env["NVIDIA_DRIVER_CAPABILITIES"], env["LD_LIBRARY_PATH"]) == ("all", "/x")
     assert labels["com.nvidia.cudnn.version"] == "no"
+
+
+def test_on_top_of_an_image(cuda: World, tmp_path: Path) -> None:
+    """One without CUDA gets it; one with CUDA keeps its own, and gets no second one."""
+    members = [*baseimages.debian(), *baseimages.python("3.11.9")]
+    baseimages.layout(tmp_path / "plain", [members], "base", "--config.env=LD_LIBRARY_PATH=/own")
+    settings = ("--config.env=CUDA_VERSION=13.2.0", "--config.env=LD_LIBRARY_PATH=/theirs")
+    baseimages.layout(tmp_path / "nvidia", [members], "base", *settings)
+
+    def profile(base: str, flavour: str, version: str = "13.2") -> str:
+        text = PROFILE.format(
+            version=version, flavour=flavour, cudnn="auto", python=PYTHON.replace(", bytecode: false", "")
+        )
+        return text.replace("{debian: bookworm}", f'{{image: "oci:{tmp_path / base}:base"}}')
+
+    (tmp_path / "one").mkdir()
+    root, env, _ = published(cuda, tmp_path / "one", profile("plain", "base"))
+    assert (root / "usr/local/cuda/lib64/libcudart.so").is_file()
+    assert env["LD_LIBRARY_PATH"].split(":")[-2:] == ["/usr/local/cuda/lib64", "/own"]
+    (tmp_path / "two").mkdir()
+    root, env, _ = published(cuda, tmp_path / "two", profile("nvidia", "none"))
+    assert (env["CUDA_VERSION"], env["LD_LIBRARY_PATH"]) == ("13.2.0", "/theirs")
+    assert not (root / "usr/local/cuda").is_symlink()
+    for number, (flavour, version, message) in enumerate(
+        (("runtime", "13.2", "that has it already, twice"), ("none", "12.8", "the base image has CUDA 13.2, not 12.8"))
+    ):
+        path = write_project(tmp_path / str(number), profile("nvidia", flavour, version))
+        done = run(["lock", path], tmp_path, cuda.environment(cuda.root / "cache"))
+        assert (done.code, message in done.err) == (1, True), done.err
 
 
 def test_a_lock_with_cuda_is_kept_and_gets_stale(cuda: World, tmp_path: Path) -> None:
