@@ -17,14 +17,19 @@ from typing import Any
 
 import judges
 import pytest
+from layouts import Layout as RawLayout
+from layouts import plain
 from world import BUILD, Real
 
 from builder.coldstart import picture, state, tools, values
+from builder.coldstart import trace as traces
 from builder.coldstart.gateway import NAME, Gateway
 from builder.coldstart.images import Blobs, look
 from builder.coldstart.ready import Ready
+from builder.coldstart.trace import Part, Trace, TracedFile, TraceError
 from builder.coldstart.values import Measurement, Phase, Spread, Start, Summary
 from builder.errors import BuilderError, ToolError, UsageError
+from builder.oci.digest import Digest
 from builder.oci.layout import Layout
 
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "soci-snapshotter-grpc")
@@ -181,6 +186,44 @@ def test_two_at_once(real: Real, folder: Path, path: str) -> None:
         assert values.parse(out, "stdout").starts[0].spans > 0
 
 
+def traced(folder: Path, path: str, file: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    argv = [BUILD, "trace", "--state", folder, "-o", file, *arguments]
+    env = {**os.environ, "PATH": path}
+    return subprocess.run(list(map(str, argv)), env=env, capture_output=True, text=True, check=False)
+
+
+def test_what_a_start_reads(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
+    """The same for the same start; what is imported is in it, what is not is not."""
+    python = ("--entrypoint", "python", f"oci:{real.out}", "--", "-c")
+    files = [tmp_path / "one.trace.json", tmp_path / "two.trace.json"]
+    for file in files:
+        done = traced(folder, path, file, *python, "import numpy")
+        assert done.returncode == 0, done.stderr
+    assert files[0].read_bytes() == files[1].read_bytes()
+    trace = traces.parse(files[0].read_bytes(), "one")
+    found = trace.by_path()
+    site = "opt/venv/lib/python3.11/site-packages"
+    assert f"{site}/numpy/__pycache__/__init__.cpython-311.pyc" in found
+    assert f"{site}/numpy/f2py/__pycache__/__init__.cpython-311.pyc" not in found
+    (core,) = (file for name, file in found.items() if name.startswith(f"{site}/numpy/_core/_multiarray_umath"))
+    assert 0 < core.read < core.size
+    assert core.parts[0].start == 0
+    done = traced(folder, path, files[1], "--add", *python, "import numpy.f2py")
+    assert done.returncode == 0, done.stderr
+    more = traces.parse(files[1].read_bytes(), "two").by_path()
+    assert f"{site}/numpy/f2py/__pycache__/__init__.cpython-311.pyc" in more
+    assert set(found) < set(more)
+
+
+def test_what_was_not_lazy_has_no_trace(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
+    layout = tmp_path / "plain"
+    plain(RawLayout(real.out), Digest.parse(real.digest), RawLayout(layout))
+    done = traced(folder, path, tmp_path / "t.json", f"oci:{layout}")
+    assert done.returncode == 1
+    assert "not started lazily" in done.stderr
+    assert not (tmp_path / "t.json").exists()
+
+
 # Without the stack.
 
 
@@ -268,3 +311,54 @@ def test_figures_of_several_starts() -> None:
 def test_what_is_not_waited_for(text: str) -> None:
     with pytest.raises(UsageError, match="--ready"):
         Ready.parse(text)
+
+
+def test_parts_of_files() -> None:
+    """Whole grains, small gaps closed, all of a file by itself."""
+    grain = traces.GRAIN
+    assert traces.traced("a", 10, [(0, 4)]) == TracedFile("a", 10)
+    assert traces.traced("a", 9 * grain, [(1, 2), (3 * grain, 3 * grain + 1)]).parts == (Part(0, 4 * grain),)
+    found = traces.traced("a", 9 * grain, [(8 * grain, 9 * grain), (1, 2)])
+    assert found.parts == (Part(0, grain), Part(8 * grain, 9 * grain))
+    assert found.read == 2 * grain
+
+
+def test_traces_are_read_as_they_were_written() -> None:
+    files = (TracedFile("a/b", 10), TracedFile("ü", 1 << 40, (Part(0, 1 << 17), Part(1 << 18, 1 << 19))))
+    trace = Trace(traces.VERSION, "linux/amd64", files)
+    text = traces.encode(trace)
+    assert traces.parse(text, "file") == trace
+    assert len(text.splitlines()) == len(files) + 6
+    assert traces.merged([trace, trace]) == trace
+    other = Trace(traces.VERSION, "linux/amd64", (TracedFile("a/b", 11),))
+    with pytest.raises(TraceError, match="11"):
+        traces.merged([trace, other])
+    with pytest.raises(TraceError, match="no trace of one image"):
+        traces.merged([trace, Trace(traces.VERSION, "linux/arm64")])
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        '[{"path": "/etc/passwd", "size": 1}]',
+        '[{"path": "a/../b", "size": 1}]',
+        '[{"path": "", "size": 1}]',
+        '[{"path": "b", "size": 1}, {"path": "a", "size": 1}]',
+        '[{"path": "a", "size": 1}, {"path": "a", "size": 1}]',
+        '[{"path": "a", "size": 10, "parts": ["0-11"]}]',
+        '[{"path": "a", "size": 10, "parts": ["5-4"]}]',
+        '[{"path": "a", "size": 10, "parts": ["0-5", "4-6"]}]',
+        '[{"path": "a", "size": 10, "parts": ["0-5x"]}]',
+        '[{"path": "a", "size": "ten"}]',
+        "{}",
+    ],
+)
+def test_traces_that_lie(files: str) -> None:
+    with pytest.raises(BuilderError, match="file"):
+        traces.parse(f'{{"files": {files}, "platform": "linux/amd64", "version": 1}}', "file")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2}', "[" * 100_000])
+def test_what_is_no_trace(text: str) -> None:
+    with pytest.raises(BuilderError, match="file"):
+        traces.parse(text, "file")

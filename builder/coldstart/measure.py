@@ -55,9 +55,18 @@ class _Clock:
         self.ends.append((name, time.monotonic() if at is None else at))
 
 
-def start(stack: Stack, gateway: Gateway, wanted: Wanted, ask: Callable[[str], bool], *, again: bool = False) -> Start:
+def start(
+    stack: Stack,
+    gateway: Gateway,
+    wanted: Wanted,
+    ask: Callable[[str], bool],
+    *,
+    again: bool = False,
+    look: Callable[[], None] = lambda: None,
+) -> Start:
     """Starts the image once, until it is ready, and ends it. `again`: the stack has it already, so that nothing is pulled.
 
+    `look` is called when it is ready, before it is ended.
     Raises `StartError` with what the program or the stack said, `ToolError`, and what the source of the image raised.
     """
     gateway.forget()
@@ -73,7 +82,7 @@ def start(stack: Stack, gateway: Gateway, wanted: Wanted, ask: Callable[[str], b
         name = f"start-{time.monotonic_ns():x}"
         with _container(stack, reference, name, wanted, until) as marks:
             clock.end("create")
-            status = _run(stack, name, wanted, ask, until, clock)
+            status = _run(stack, name, wanted, ask, until, clock, look)
             told = _marks(marks)
     except (ToolError, StartError) as error:
         if gateway.failure:  # the node got no bytes: that is what has to be known
@@ -119,7 +128,13 @@ def _container(stack: Stack, reference: str, name: str, wanted: Wanted, until: f
 
 
 def _run(
-    stack: Stack, name: str, wanted: Wanted, ask: Callable[[str], bool], until: float, clock: _Clock
+    stack: Stack,
+    name: str,
+    wanted: Wanted,
+    ask: Callable[[str], bool],
+    until: float,
+    clock: _Clock,
+    look: Callable[[], None],
 ) -> int | None:
     """Runs the program until it is ready; its exit status if it ended."""
     folder = stack.folder / name
@@ -136,6 +151,7 @@ def _run(
                 stack.check()
                 if wanted.ready.reached(_printed(log), ask):
                     clock.end("program")
+                    look()
                     return None
             if now > until:
                 raise StartError(
@@ -148,6 +164,7 @@ def _run(
                 raise StartError(f"it ended with status {status}{_said(log)}")
         elif not wanted.ready.reached(_printed(log), lambda _: False):
             raise StartError(f"it ended with status {status} before it was ready{_said(log)}")
+        look()
         return status
 
 

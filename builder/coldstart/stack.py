@@ -45,6 +45,8 @@ disable_verification = false
 no_prometheus = true
 [background_fetch]
   disable = true
+[fuse]
+  log_fuse_operations = {watched}
 [content_store]
   type = "soci"
   containerd_address = {socket}
@@ -95,9 +97,19 @@ class Stack:
 
 @contextmanager
 def stack(
-    folder: Path, tools: Tools, snapshotter: Snapshotter, registry: str, platform: str, environ: Mapping[str, str]
+    folder: Path,
+    tools: Tools,
+    snapshotter: Snapshotter,
+    registry: str,
+    platform: str,
+    environ: Mapping[str, str],
+    *,
+    watched: bool = False,
 ) -> Iterator[Stack]:
-    """A stack in the new folder `folder`, whose nodes find the image at `registry` (host and port, without encryption)."""
+    """A stack in the new folder `folder`, whose nodes find the image at `registry` (host and port, without encryption).
+
+    `watched`: the snapshotter logs the path of every file that is opened or read, which takes time.
+    """
     sockets = {"socket": folder / "containerd.sock", "ttrpc": folder / "ttrpc.sock", "soci": folder / "soci.sock"}
     values = {
         **sockets,
@@ -109,7 +121,7 @@ def stack(
         "registry": registry,
         "address": f"http://{registry}",
     }
-    quoted = {name: json.dumps(str(value)) for name, value in values.items()}
+    quoted = {name: json.dumps(str(value)) for name, value in values.items()} | {"watched": json.dumps(watched)}
     (folder / "containerd.toml").write_text(_CONTAINERD.format(**quoted))
     (folder / "soci.toml").write_text(_SOCI.format(**quoted))
     env = {**environ, "PATH": tools.path}
@@ -118,7 +130,7 @@ def stack(
         running = []
         if soci:
             options = ["--address", str(sockets["soci"]), "--config", str(folder / "soci.toml")]
-            options += ["--root", str(folder / "soci")]
+            options += ["--root", str(folder / "soci"), "--log-level", "debug" if watched else "info"]
             running.append(daemons.enter_context(process.running([*soci, *options], folder / "soci.log", env=env)))
             _wait(lambda: sockets["soci"].exists(), running)
         command = [tools["containerd"], "--config", str(folder / "containerd.toml")]
