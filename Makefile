@@ -14,8 +14,8 @@ BIN = .venv/bin
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
-demo: ## publish profiles/ocr.yaml as an image, run it, and let it read a picture
-	@$(SETUP)
+demo: ## publish two services and their models, run them, and send them requests
+	@$(SETUP) models
 	@$(BIN)/python scripts/demo.py --build '$(BIN)/build'
 
 test: lint ## check everything: ruff, mypy, pytest

@@ -4,7 +4,7 @@
     GET  /healthz      200 once the models are loaded, 503 before
 
 `app.py --once FILE` reads one picture (`-` is the standard input), prints its text and ends. Settings come from
-`settings.json` beside this file; the environment variable PORT wins over its port.
+`settings.json` beside this file; the environment variables PORT and MODELS win over its port and its folder of models.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from pathlib import Path
 from typing import Any
 
 FORMATS = ("PNG", "JPEG")
+NETWORKS = {
+    "det_model_path": "ch_PP-OCRv4_det_infer.onnx",
+    "cls_model_path": "ch_ppocr_mobile_v2.0_cls_infer.onnx",
+    "rec_model_path": "ch_PP-OCRv4_rec_infer.onnx",
+}
+"""What finds lines, turns them, and reads them: RapidOCR's options, and the files of the model."""
 
 
 class BadPictureError(Exception):
@@ -31,16 +37,22 @@ class BadPictureError(Exception):
 class Reader:
     """Text recognition. Loading takes about a second, so it happens apart from answering: see `ready`."""
 
-    def __init__(self, max_pixels: int) -> None:
+    def __init__(self, models: Path, max_pixels: int) -> None:
+        self.models = models
         self.max_pixels = max_pixels
         self.ready = threading.Event()
         self._lock = threading.Lock()
         self._engine: Any = None
 
     def load(self) -> None:
+        missing = [name for name in NETWORKS.values() if not (self.models / name).is_file()]
+        if missing:
+            sys.exit(
+                f"{self.models}: there is no {missing[0]}; pull the model to this folder before the service starts"
+            )
         from rapidocr_onnxruntime import RapidOCR
 
-        self._engine = RapidOCR()
+        self._engine = RapidOCR(**{option: str(self.models / name) for option, name in NETWORKS.items()})
         self.ready.set()
 
     def read(self, data: bytes) -> list[dict[str, Any]]:
@@ -177,7 +189,7 @@ def main() -> int:
     parser.add_argument("--once", metavar="FILE", help="read one picture, print its text and end")
     once: str | None = parser.parse_args().once
     settings = json.loads(Path(__file__).with_name("settings.json").read_text())
-    reader = Reader(settings["max-pixels"])
+    reader = Reader(Path(os.environ.get("MODELS") or settings["models"]), settings["max-pixels"])
     if once is None:
         return serve(reader, int(os.environ.get("PORT") or settings["port"]), settings["max-body"])
     reader.load()
