@@ -93,7 +93,6 @@ class Fetcher:
         self._source = source
         self._stop = stop
         self._advance = advance
-        self._answered = False
 
     def fetch(self, wanted: Sequence[tuple[Open, Sequence[int]]]) -> None:
         """These chunks (in ascending order) are there afterwards.
@@ -207,16 +206,15 @@ class Fetcher:
         from builder.registry.session import DeniedElsewhereError
 
         assert isinstance(self._source, Ranged)
-        for last in (False, True):
+        for attempt in range(1, _TRIES + 1):
             try:
                 for block in self._source.ranges(chunked.blob, start, end, self._stop):
-                    self._answered = True
                     self._advance(len(block))
                     start += len(block)
                     yield block
                 return
             except DeniedElsewhereError:
-                if last or not self._answered:
+                if attempt == _TRIES:
                     raise
 
     def _stream(self, opened: Open) -> None:

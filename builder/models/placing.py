@@ -22,6 +22,7 @@ from typing import Any
 from builder.errors import BuilderError
 from builder.models.values import INDEX_PATH, ModelFile
 from builder.oci.digest import Digest
+from builder.progress import human_size
 from builder.store import Store, free_bytes
 
 MARKER = str(Path(INDEX_PATH).with_name("model.json"))
@@ -33,6 +34,7 @@ _AT_FDCWD = -100
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS})
 _NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM})
 _STAGED = ".pull-"
+_OURS = frozenset({".build", "lost+found"})
 _NEW_FOLDER = 0o755
 
 
@@ -55,7 +57,7 @@ def held(folder: Path) -> dict[str, Any] | None:
         document = json.loads((folder / MARKER).read_bytes())
         files = {str(path): (int(size), str(digest)) for path, size, digest in document["files"]}
         return {"digest": str(document["digest"]), "files": files}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
@@ -79,7 +81,7 @@ def check(folder: Path, force: bool) -> None:
         raise FolderError(f"{folder}: cannot be used: {error.strerror}", hint="name another folder") from error
     if not stat.S_ISDIR(info.st_mode):
         raise FolderError(f"{folder}: is there, and is no folder", hint="name another one, or remove it")
-    if not force and held(folder) is None and any(name != "lost+found" for name in os.listdir(folder)):
+    if not force and held(folder) is None and set(os.listdir(folder)) - _OURS:
         raise FolderError(
             f"{folder}: holds files that are of no pulled model",
             hint="name another folder, or add --force, which replaces it",
@@ -155,7 +157,8 @@ def _bring(source: Path, target: Path, how: How) -> How:
                 raise
     needed = source.stat().st_size
     if (free := free_bytes(target.parent)) < needed:
-        raise OSError(errno.ENOSPC, f"{needed} bytes are needed and {free} are free", str(target))
+        said = f"no space is left: {human_size(needed)} are needed for {target.name} and {human_size(free)} are free"
+        raise OSError(errno.ENOSPC, said, str(target))
     with source.open("rb") as read, target.open("xb") as write:
         shutil.copyfileobj(read, write, 1 << 20)
         write.flush()
