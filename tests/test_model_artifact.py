@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import modelworld
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 from registryworld import as_stream
 
 from builder.models.artifact import NotAModelError, encode, open_artifact, read_config, read_index
@@ -25,6 +28,7 @@ from builder.models.values import (
     LocalModelFile,
     ModelFile,
     ModelIndex,
+    check_path,
 )
 from builder.oci import spec
 from builder.oci.digest import Digest
@@ -300,3 +304,50 @@ def test_a_configuration_that_lies(tmp_path: Path) -> None:
         stored(layout, {**document, "config": config.document()}, data, b"1")
         with pytest.raises(BadModelError, match=why):
             read_config(layout, open_artifact(layout, "v1"))
+
+
+values = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.sampled_from(["x", "../x", str(Digest.of(b"")), OCTETS]),
+    lambda inner: (
+        some.lists(inner, max_size=3)
+        | some.dictionaries(some.sampled_from(["mediaType", "digest", "size", "annotations", TITLE, PATH]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(some.dictionaries(some.sampled_from(["config", "layers", "annotations", "artifactType", "manifests"]), values))
+def test_any_manifest_is_a_model_or_refused(parts: dict[str, Any]) -> None:
+    document = {**manifest_of((OCTETS, {TITLE: "x"}, b"1")), **parts}
+    data = json.dumps(document).encode()
+    descriptor = Descriptor(spec.MANIFEST, Digest.of(data), len(data))
+    try:
+        found = open_artifact(Only(descriptor, data), None)
+    except BadModelError:
+        return
+    assert found.files
+    for file in found.files:
+        check_path(file.path, "m")
+
+
+@dataclass(frozen=True)
+class Only:
+    """A source of one manifest."""
+
+    descriptor: Descriptor
+    data: bytes
+
+    def resolve(self, reference: str | None) -> Descriptor:
+        return self.descriptor
+
+    def find(self, tag: str) -> Descriptor | None:
+        return self.descriptor
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        return self.data
+
+    def blob(self, descriptor: Descriptor) -> AbstractContextManager[BinaryIO]:
+        raise NotImplementedError
+
+    def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
+        return ()

@@ -13,8 +13,9 @@ from pathlib import Path
 import judges
 import modelworld
 import pytest
-from registryworld import repository
+from registryworld import QUICK, repository
 
+from builder.client import Client
 from builder.models import image as images
 from builder.models.artifact import EncodedModel, open_artifact, read_index
 from builder.models.image import image_of, publish_image
@@ -23,7 +24,9 @@ from builder.models.scanning import ChangedFileError
 from builder.models.values import INDEX_PATH, LocalModelFile
 from builder.oci.layout import Layout
 from builder.places.delivery import Sink
+from builder.places.remote import Remote
 from builder.progress import Silent
+from builder.registry import Keychain, Reference
 from builder.store import Store
 
 
@@ -142,3 +145,20 @@ def test_a_file_that_changed_before_the_image_was_sent(tmp_path: Path) -> None:
     with pytest.raises(ChangedFileError, match=r"config\.json: .* it ends 21 bytes early"):
         image_of(model, None, Silent())
     assert not (layout.root / "index.json").exists()
+
+
+@pytest.mark.parametrize("what", ["other bytes", "shorter", "gone"])
+def test_a_registry_gets_no_changed_file(what: str, registry: str, tmp_path: Path) -> None:
+    """The kernel sends files to registries, unread: what they refuse is looked at, and the file is blamed."""
+    model = modelworld.small_model(tmp_path / "files")
+    path = tmp_path / "files/model-00001-of-00002.safetensors"
+    if what == "gone":
+        path.unlink()
+    else:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + b"?" if what == "other bytes" else data[:-1])
+    place = f"{registry}/changed/{what.replace(' ', '-')}"
+    target = Remote(Reference.parse(place), Client(QUICK), Keychain(), writing=True)
+    with pytest.raises(ChangedFileError, match=f"{path}: it is not what it was when it was locked"):
+        publish(model, [Sink("registry", target, ("v1",))], Silent())
+    assert target.find("v1") is None
