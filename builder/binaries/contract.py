@@ -69,7 +69,7 @@ def gpu_code(project: str, facts: InputFacts) -> tuple[GpuCode, ...]:
             tuple(sorted(files)),
             tuple(name for name in names if name.startswith("sm_")),
             tuple(name for name in names if name.startswith("compute_")),
-            isa if any(name.startswith("compute_") for name in names) else None,
+            isa or "" if any(name.startswith("compute_") for name in names) else "",
         )
         for (names, isa), files in groups.items()
     )

@@ -56,7 +56,7 @@ class Answer:
             lines.append(f"{self.architecture}: runs; the driver compiles {', '.join(found.compiled)}{cuda}")
         elif not found.lacking:
             lines.append(f"{self.architecture}: nothing in it is for GPUs")
-        if found.unused:
+        if found.unused and self.runs:
             lines.append(f"{self.architecture}: some files of {', '.join(_projects(found.unused))} are for other GPUs")
         if self.runs and self.driver:
             lines.append(f"driver {self.driver}")

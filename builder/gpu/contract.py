@@ -18,13 +18,13 @@ from builder.gpu import architectures, drivers
 @dataclass(frozen=True, order=True)
 class GpuCode:
     """Files of one project with code for the same architectures: machine code `sass`, intermediate code `ptx` in versions
-    of the PTX language up to `isa`."""
+    of the PTX language up to `isa` (`8.4`)."""
 
     project: str
     files: tuple[str, ...]
     sass: tuple[str, ...] = ()
     ptx: tuple[str, ...] = ()
-    isa: str | None = None
+    isa: str = ""
 
 
 @dataclass(frozen=True)

@@ -61,4 +61,4 @@ def _decoded(text: str) -> Iterator[GpuCode]:
             words = names.split()
             sass = tuple(f"sm_{word}" for word in words if not word.startswith("c"))
             ptx = tuple(f"compute_{word[1:]}" for word in words if word.startswith("c"))
-            yield GpuCode(project, (f"{project} ({number})",), sass, ptx, isa or None)
+            yield GpuCode(project, (f"{project} ({number})",), sass, ptx, isa)

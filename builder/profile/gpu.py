@@ -35,7 +35,7 @@ ProjectPattern = Annotated[
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
     """The GPUs that the image is for. What is in the image is looked at when it is locked, and it is an error if the code
-    for a GPU is missing or the driver too old; see cuda.md."""
+    for a GPU is missing or the driver too old; see gpu.md."""
 
     require: tuple[Architecture, ...] = field(
         doc="The architectures of GPUs that the image has to run on.",
