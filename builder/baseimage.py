@@ -22,7 +22,7 @@ SCHEMES = ("oci:", "oci-archive:", "docker-archive:")
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MODE = re.compile(r"0[0-7]{3,4}")
+_MODE = re.compile(r"[0-7]{4}")
 
 
 @dataclass(frozen=True, order=True)
@@ -70,6 +70,11 @@ class LockedImage:
     python: str = ""
     executable: str = ""
     folders: tuple[LockedFolder, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What `--upgrade` calls it: the last part of the repository, without a tag."""
+        return self.source.partition("@")[0].partition(":")[0].rpartition("/")[2]
 
     def place(self, path: str) -> str:
         """Where a file of the profile really goes: symlinks of the base image are followed, but for the last name."""

@@ -109,7 +109,11 @@ def _image(
     bound = manifest.get("annotations", {}).get(INDEX_DIGEST)
     soci = indexes.get(bound)
     ztocs = dict(_ztocs(_document(source.manifest(soci)))) if soci else {}
-    names = [str(item.get("created_by", "")).removeprefix(_PREFIX) for item in config.get("history", ())]
+    names = [
+        str(item.get("created_by", "")).removeprefix(_PREFIX)
+        for item in config.get("history", ())
+        if not item.get("empty_layer")
+    ]
     names += [""] * len(manifest["layers"])
     layers = [
         _layer(source, name, entry, ztocs.get(entry.digest))

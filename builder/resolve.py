@@ -377,7 +377,7 @@ def _models(
 def _check_known(names: frozenset[str], platforms: Sequence[LockedPlatform], models: Sequence[Model]) -> None:
     debs = {deb.name for item in platforms if item.debian for deb in item.debian.packages}
     wheels = {wheel.name for item in platforms for wheel in item.wheels}
-    images = {item.image.source for item in platforms if item.image}
+    images = {item.image.name for item in platforms if item.image}
     others = debs | images | {model.name for model in models}
     if unknown := sorted(name for name in names if name not in others and canonicalize_name(name) not in wheels):
         raise BuilderError(

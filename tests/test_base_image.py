@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from baseimages import blob, debian, file, layout, manifest, python, skopeo
-from judges import require
+from judges import registry, require
 from layouts import Layout, plain
 from test_soci import peer
 from world import Done, World, run, world
@@ -160,3 +163,144 @@ def _flat(out: Path, tmp_path: Path) -> Path:
     """The image alone, as umoci reads it."""
     skopeo(f"oci:{out}:latest", f"oci:{tmp_path / 'flat'}:flat")
     return tmp_path / "flat"
+
+
+@pytest.mark.parametrize("kind", ["docker-registry", "olareg"])
+def test_registries(kind: str, small: World, base: Path, tmp_path: Path) -> None:
+    """A base of docker's own types, as most are, in the registry that the image goes to."""
+    with registry(kind, tmp_path / "registry") as host:
+        skopeo("--format=v2s2", "--dest-tls-verify=false", f"oci:{base}:base", f"docker://{host}/debian:12")
+        project = Project(small, tmp_path / "project", f"{host}/debian:12")
+        image = project.lock()["platforms"][0]["image"]
+        assert image["source"] == "debian:12"
+        assert host not in json.dumps(image)
+        assert {layer["media_type"] for layer in image["layers"]} == {"application/vnd.oci.image.layer.v1.tar+gzip"}
+        assert [f"sha256:{layer['sha256']}" for layer in image["layers"]] == [
+            layer["digest"] for layer in manifest(base)["layers"]
+        ]
+        done = project.build("publish", "--format=json", project.path, f"{host}/top:v1")
+        (delivered,) = done.json["destinations"]
+        outcomes = {item["name"]: item["outcome"] for item in delivered["blobs"]}
+        assert {outcomes[f"base {number} of 3"] for number in (1, 2, 3)} == {"mounted"}
+        assert project.build("verify", f"{host}/top:v1").code == 0
+        # Somebody else, who has nothing: the base's layers come out of the image itself.
+        other = small.environment(tmp_path / "other")
+        done = run(["verify", f"{host}/top:v1"], tmp_path, other)
+        assert done.code == 0, done.err
+        done = run(["copy", f"{host}/top:v1", f"oci:{tmp_path / 'copy'}:v1"], tmp_path, other)
+        assert done.code == 0, done.err
+        assert run(["verify", f"oci:{tmp_path / 'copy'}:v1"], tmp_path, other).code == 0
+        inspected = run(["inspect", f"{host}/top:v1", "--format=json"], tmp_path, other).json["images"][0]
+        assert [layer["spans"] > 0 for layer in inspected["layers"]] == [False, False, True, False, True, False]
+        assert inspected["layers"][-1]["name"] == "files"
+        skopeo("--src-tls-verify=false", f"docker://{host}/top:v1", f"oci:{tmp_path / 'theirs'}:v1")
+
+
+def test_a_lock_stays_until_it_is_asked_to_move(small: World, base: Path, tmp_path: Path) -> None:
+    with registry("docker-registry", tmp_path / "registry") as host:
+        skopeo("--dest-tls-verify=false", f"oci:{base}:base", f"docker://{host}/debian:12")
+        project = Project(small, tmp_path / "project", f"{host}/debian:12")
+        before = project.lock()
+        newer = layout(tmp_path / "newer", [[*debian(), *python("3.11.9"), file("etc/new", b"x")]])
+        skopeo("--dest-tls-verify=false", f"oci:{newer}:base", f"docker://{host}/debian:12")
+        assert project.build("lock", "--check", project.path).code == 0
+        (project.root / "app/more").write_text("more")
+        after = project.lock()
+        assert after["platforms"] == before["platforms"]
+        done = project.build("lock", project.path, "--upgrade", "debian")
+        assert done.code == 0, done.err
+        assert "~ base image debian:12" in done.err
+        moved = json.loads(project.path.with_suffix(".lock.json").read_text())
+        assert moved["platforms"][0]["image"]["manifest"] == manifest(newer)["digest"]
+        # The same image in another registry is the same for the lock.
+        profile = project.path.read_text()
+        project.path.write_text(profile.replace(host, "registry.example"))
+        assert project.build("lock", "--check", project.path).code == 0
+        project.path.write_text(profile.replace("debian:12", "debian:13"))
+        assert project.build("lock", "--check", project.path).code == 3
+
+
+@pytest.mark.parametrize("form", ["docker-archive", "oci-archive", "zstd"])
+def test_other_forms_of_images(form: str, small: World, base: Path, tmp_path: Path) -> None:
+    """`docker save` writes layers without compression; nothing is compressed again, whatever it was."""
+    names = {
+        "docker-archive": f"docker-archive:{tmp_path / 'base.tar'}:somebody/debian:12",
+        "oci-archive": f"oci-archive:{tmp_path / 'base.tar'}:12",
+        "zstd": f"oci:{tmp_path / 'zstd'}:12",
+    }
+    options = ["--dest-compress-format=zstd"] if form == "zstd" else []
+    skopeo(*options, f"oci:{base}:base", names[form])
+    project = Project(
+        small, tmp_path / "project", "../" + names[form].partition(":")[2].removeprefix(str(tmp_path) + "/")
+    )
+    scheme = names[form].partition(":")[0]
+    project.path.write_text(project.path.read_text().replace('"../', f'"{scheme}:../'))
+    project.lock()
+    out = tmp_path / "out"
+    done = project.build("publish", project.path, f"oci:{out}")
+    document, config = image_of(out)
+    kind = document["layers"][2]["mediaType"].removeprefix("application/vnd.oci.image.layer.v1.tar")
+    assert kind == {"docker-archive": "", "oci-archive": "+gzip", "zstd": "+zstd"}[form]
+    under = json.loads(blob(base, manifest(base)["config"]["digest"]).read_bytes())
+    assert config["rootfs"]["diff_ids"][:3] == under["rootfs"]["diff_ids"]
+    assert ("base 3 of 3 is pulled whole: it is compressed with zstd" in done.err) is (form == "zstd")
+    plain(Layout(out), Digest.parse(done.digest), Layout(tmp_path / "plain"))
+    theirs = peer("convert", "-span-size", 256 << 10, "-min-layer-size", 1 << 20, tmp_path / "plain", tmp_path / "soci")
+    assert theirs == done.digest
+    assert project.build("verify", f"oci:{out}").code == 0
+    if form == "docker-archive":
+        inspected = project.build("inspect", names[form], "--format=json").json
+        assert (
+            inspected["digest"]
+            == json.loads(project.path.with_suffix(".lock.json").read_text())["platforms"][0]["image"]["manifest"]
+        )
+        assert project.build("copy", names[form], f"oci:{tmp_path / 'copy'}:12").code == 0
+        done = project.build("copy", f"oci:{out}", f"docker-archive:{tmp_path / 'x.tar'}")
+        assert done.code == 2
+        assert "cannot be written to" in done.err
+
+
+def test_files_go_where_the_base_has_folders(small: World, base: Path, tmp_path: Path) -> None:
+    """Links are followed, modes and owners of folders stay: what COPY does."""
+    places = ["/bin/tool", "/tmp/a", "/home/app/b", "/root/c", "/var/run/d", "/lib/new/deep/e", "/etc/motd", "/srv/x/f"]
+    profile = PROFILE.replace("python:", "#python:")
+    project = Project(small, tmp_path / "project", f"oci:{base}:base", profile)
+    lines = "".join(f"  - {{from: app/main.py, to: {place}}}\n" for place in places)
+    text = project.path.read_text().replace("  - {from: app, to: /app}\n", lines)
+    project.path.write_text(text.replace("values", "values") + "templates: [{from: t.j2, to: /lib/made}]\n")
+    (project.root / "t.j2").write_text("{{ name }}\n")
+    project.lock()
+    out = tmp_path / "out"
+    project.publish(f"oci:{out}")
+    document, _ = image_of(out)
+    assert len(document["layers"]) == 4
+    data = gzip.decompress(blob(out, document["layers"][-1]["digest"]).read_bytes())
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        found = {member.name: (member.mode, member.uid, member.gid) for member in archive}
+    assert found == {
+        "etc": (0o755, 0, 0),
+        "etc/motd": (0o644, 0, 0),
+        "home": (0o755, 0, 0),
+        "home/app": (0o750, 1000, 1000),
+        "home/app/b": (0o644, 0, 0),
+        "root": (0o700, 0, 0),
+        "root/c": (0o644, 0, 0),
+        "run": (0o755, 0, 0),
+        "run/d": (0o644, 0, 0),
+        "srv": (0o755, 0, 0),
+        "srv/x": (0o755, 0, 0),
+        "srv/x/f": (0o644, 0, 0),
+        "tmp": (0o1777, 0, 0),
+        "tmp/a": (0o644, 0, 0),
+        "usr": (0o755, 0, 0),
+        "usr/bin": (0o755, 0, 0),
+        "usr/bin/tool": (0o644, 0, 0),
+        "usr/lib": (0o755, 0, 0),
+        "usr/lib/made": (0o644, 0, 0),
+        "usr/lib/new": (0o755, 0, 0),
+        "usr/lib/new/deep": (0o755, 0, 0),
+        "usr/lib/new/deep/e": (0o644, 0, 0),
+    }
+    assert project.build("verify", f"oci:{out}").code == 0
+    done = project.build("diff", f"oci:{out}", project.path)
+    assert done.code in (0, 3), done.err

@@ -73,7 +73,7 @@ def resolve(
     Layers are read where there is something to put on top. Raises `BaseError`, and what reading raises.
     """
     asked = _asked(profile, platform)
-    moves = upgrade is True or (upgrade and before and before.source in upgrade)
+    moves = upgrade is True or (upgrade and before and before.name in upgrade)
     kept = before if before and before.request == asked.request and not moves else None
     now, then = own
     if kept and now == then:

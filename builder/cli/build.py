@@ -13,7 +13,7 @@ from builder import papers
 from builder.cli.context import Context
 from builder.cli.options import common, format_option, lock_option, plain_http_option, profile_argument
 from builder.cli.report import delivery_document, delivery_lines
-from builder.cli.work import Work
+from builder.cli.work import Work, base_repository
 from builder.errors import UsageError
 from builder.image import Assembled
 from builder.lock import Lock
@@ -118,6 +118,7 @@ def _published(
     from builder.publish import DamagedError, Publishing
 
     context = work.context
+    mount_from = (*mount_from, *base_repository(work.loaded))
     tagged = [named if named.tag or named.digest else named.tagged(DEFAULT_TAG) for named in destinations]
     with context.store.in_use():  # from the first layer to the last copy
         for attempt in range(2):
@@ -181,6 +182,10 @@ def _report(context: Context, lock: Lock, image: Assembled, published: Sequence[
     for platform in image.documents.unindexed if lock.soci.enabled else ():
         least = human_size(lock.soci.min_layer_size)
         context.progress.note(f"{platform}: no layer has {least}, so that no SOCI index is made; it is pulled whole")
+    for each in image.images if lock.soci.enabled else ():
+        for layer in each.layers:
+            if layer.whole and layer.blob.size >= lock.soci.min_layer_size:
+                context.progress.note(f"{each.platform}: {layer.name} is pulled whole: {layer.whole}")
     layers = [layer for item in image.images for layer in item.layers]
     packed = sum(layer.packed for layer in layers)
     names = dict(_names(image))

@@ -78,4 +78,5 @@ def _moves(before: Lock | None, after: Lock) -> list[str]:
 
 def _versions(item: LockedPlatform) -> dict[str, str]:
     debs = {deb.name: deb.version for deb in item.debian.packages} if item.debian else {}
-    return debs | {wheel.name: wheel.version for wheel in item.wheels}
+    image = {f"base image {item.image.source}": item.image.manifest[7:19]} if item.image else {}
+    return debs | image | {wheel.name: wheel.version for wheel in item.wheels}

@@ -141,6 +141,12 @@ def base_name(loaded: LoadedProfile) -> str | None:
     return f"{scheme}:{loaded.root / path}" if f"{scheme}:" in baseimage.SCHEMES else name
 
 
+def base_repository(loaded: LoadedProfile) -> tuple[str, ...]:
+    """The repository of the profile's base image, whose layers another one of the same registry may mount."""
+    name = loaded.profile.base.image if loaded.profile.base else None
+    return () if name is None or name.startswith(baseimage.SCHEMES) else (name,)
+
+
 def _base_place(context: Context, loaded: LoadedProfile) -> Callable[[], tuple[Source, str | None]] | None:
     name = base_name(loaded)
     if name is None:

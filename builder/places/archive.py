@@ -37,7 +37,7 @@ Open = Callable[[], AbstractContextManager[BinaryIO]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Range:
+class Range:
     """Where a member's bytes are in the file."""
 
     offset: int
@@ -85,7 +85,7 @@ class Archive:
         if found is None or found.size != descriptor.size:
             why = f"it has {found.size} bytes instead of {descriptor.size}" if found else "it is not there"
             raise self._wrong(descriptor.digest, why)
-        part = _Part(_opened(self.path), found)
+        part = Part(opened(self.path), found)
         with Checked(part, descriptor, lambda why: self._wrong(descriptor.digest, why)) as stream:  # type: ignore[arg-type]
             yield stream  # type: ignore[misc]
 
@@ -118,7 +118,7 @@ class Archive:
             return None
         if found.size > MAX_MANIFEST:
             raise LayoutError(f"{self.path}: {name} is larger than {MAX_MANIFEST} bytes")
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             return os.pread(file.fileno(), found.size, found.offset)
 
     def _wrong(self, digest: Digest, why: str) -> LayoutError:
@@ -205,10 +205,10 @@ def _add(file: BinaryIO, path: Path, name: str, size: int, stream: BinaryIO) -> 
     file.write(padding(size))
 
 
-class _Part(io.RawIOBase):
+class Part(io.RawIOBase):
     """A range of an open file, as a stream of its own; closing it closes the file."""
 
-    def __init__(self, file: BinaryIO, part: _Range) -> None:
+    def __init__(self, file: BinaryIO, part: Range) -> None:
         self._file = file
         self._offset = part.offset
         self._end = part.offset + part.size
@@ -228,17 +228,18 @@ class _Part(io.RawIOBase):
         super().close()
 
 
-def _opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
+    """The file, to be read in places."""
     try:
         return path.open("rb", buffering=0)
     except OSError as error:
         raise LayoutError(f"{path}: cannot be read: {error.strerror}", hint="name a file that is there") from error
 
 
-def _members(path: Path) -> dict[str, _Range]:
+def _members(path: Path) -> dict[str, Range]:
     """Where the members that belong to a layout are; everything else is passed over. Nothing is unpacked."""
-    found: dict[str, _Range] = {}
-    with _opened(path) as file:
+    found: dict[str, Range] = {}
+    with opened(path) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for number, member in enumerate(archive):
@@ -247,7 +248,7 @@ def _members(path: Path) -> dict[str, _Range]:
                         raise LayoutError(f"{path}: more than {_MAX_MEMBERS} members: no OCI archive")
                     name = _NAME.fullmatch(member.name)
                     if name and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                        found[name[1]] = _Range(member.offset_data, member.size)
+                        found[name[1]] = Range(member.offset_data, member.size)
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
             raise LayoutError(
                 f"{path}: no tar file that can be read: {error}", hint="a compressed one has to be unpacked first"

@@ -1,4 +1,5 @@
-"""The names of places: `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]` and `HOST/REPOSITORY[:TAG]`, each also with `@DIGEST`."""
+"""The names of places: `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]` and `HOST/REPOSITORY[:TAG]`, each also with `@DIGEST`; and
+`docker-archive:FILE[:NAME:TAG]`, which can be read only."""
 
 from __future__ import annotations
 
@@ -33,6 +34,12 @@ class Destination:
         if colon and scheme == "oci-archive":
             path, tag, digest = _with_path(text, rest, "file")
             return ArchiveFile(path, tag=tag, digest=digest)
+        if colon and scheme == "docker-archive":
+            rest, digest = _split_digest(text, rest)
+            path_text, _, name_text = rest.partition(":")
+            if not path_text:
+                raise UsageError(f"{text!r} names no file")
+            return DockerFile(Path(path_text), tag=name_text or None, digest=digest)
         try:
             reference = Reference.parse(text)
         except BadReferenceError as error:
@@ -80,6 +87,16 @@ class ArchiveFile(Destination):
 
     def _place(self) -> str:
         return f"oci-archive:{self.path}"
+
+
+@dataclass(frozen=True)
+class DockerFile(Destination):
+    """What `docker save` wrote; the `tag` of an image there is its whole name, `NAME:TAG`."""
+
+    path: Path
+
+    def _place(self) -> str:
+        return f"docker-archive:{self.path}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from builder.oci.layout import Layout
 from builder.places import memory
 from builder.places.archive import Archive, NewArchive
 from builder.places.delivery import Sink
-from builder.places.destination import FORMS, ArchiveFile, Destination, Folder, Repository
+from builder.places.destination import FORMS, ArchiveFile, Destination, DockerFile, Folder, Repository
+from builder.places.dockerarchive import DockerArchive
 from builder.places.remote import Remote
 from builder.settings import Settings
 from builder.store import Store
@@ -51,6 +52,8 @@ def open_source(text: str | Destination, context: Context) -> tuple[Place, str |
             return Layout(named.path), named.reference
         case ArchiveFile():
             return Archive(named.path), named.reference
+        case DockerFile():
+            return DockerArchive(named.path), named.reference
         case Repository():
             return _repository(named, context), named.reference
     raise UsageError(f"{named} cannot be read from", hint=f"write {FORMS}")

@@ -39,6 +39,8 @@ def own_files(source: Source, found: Structure, lock: Lock, near: Path | None, t
     A file that lies in `near`, the profile's folder, with the locked bytes is taken from there; all others out of the
     image, from its uppermost layer that has them, where their bytes have to have the locked digests.
     """
+    image = next((image for image in found.images if image.layers), None)
+    below = next((each.image for each in lock.platforms if image and each.platform == image.platform), None)
     wanted: dict[str, Own] = {}
     files: list[LockedLocal] = []
     templates: list[LockedTemplate] = []
@@ -51,9 +53,8 @@ def own_files(source: Source, found: Structure, lock: Lock, near: Path | None, t
         elif beside and _is(beside, item):
             files.append(replace(item, source=str(beside.absolute())))  # type: ignore[arg-type]
         else:
-            wanted[image_path(item.to)] = item
+            wanted[image_path(below.place(item.to) if below else item.to)] = item
     findings: list[Finding] = []
-    image = next((image for image in found.images if image.layers), None)
     told = {(finding.platform, finding.layer) for finding in found.findings if finding.kind in UNREADABLE}
     whole = image is not None
     for number in range(len(image.layers), 0, -1) if image else ():
