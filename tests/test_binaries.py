@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 from debarchive import Item, deb, folder, hardlink, symlink
 from elfmaker import Library, fatbin
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from wheelmaker import Member, Wheel
 
 from builder.binaries import facts, inputs
 from builder.binaries.facts import BinaryFacts, InputFacts
 from builder.binaries.known import known, remember
-from builder.errors import HostileInputError
+from builder.errors import BuilderError, HostileInputError
 from builder.layers.stream import LayerError
 from builder.oci.digest import Digest
 from builder.store import Store
@@ -167,6 +170,45 @@ def test_layers_that_lie(tmp_path: Path) -> None:
         inputs.of_tar_stream(io.BytesIO(layer(("a", LARGE, "")).getvalue()[:2000]), "layer 1")
     with pytest.raises(LayerError):
         inputs.of_tar_stream(io.BytesIO(b"no tar" * 200), "layer 1")
+
+
+LAYER = layer(
+    ("usr/lib/a.so", LIBRARY, ""), ("usr/lib/b.so", None, "->a.so"), ("c", None, "=usr/lib/a.so"), packed=False
+)
+EDITS = st.lists(st.tuples(st.integers(0, 1 << 16), st.binary(max_size=9), st.integers(0, 9)), min_size=1, max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(edits=EDITS, packed=st.booleans())
+def test_any_bytes_of_a_layer(edits: list[tuple[int, bytes, int]], packed: bool) -> None:
+    """Facts with paths in the root, or an error for users."""
+    data = bytearray(gzip.compress(LAYER.getvalue(), mtime=0) if packed else LAYER.getvalue())
+    for place, new, count in edits:
+        at = place % (len(data) + 1)
+        data[at : at + count] = new
+    try:
+        found = inputs.of_tar_stream(io.BytesIO(data), "layer")
+    except BuilderError:
+        return
+    paths = [path for path, _, _ in found.files] + [path for path, _ in (*found.links, *found.damaged)]
+    for path in paths:
+        assert path.startswith("/")
+        assert ".." not in path.split("/")
+
+
+def test_memory_does_not_grow_with_a_wheel(tmp_path: Path) -> None:
+    """One library of 64 MiB, which are 64 KiB in the wheel."""
+    data = Library(rodata=bytes(64 << 20)).made().data
+    path = tmp_path / "demo.whl"
+    path.write_bytes(Wheel(files={"demo/_lib.so": data}).bytes())
+    size = len(data)
+    del data
+    tracemalloc.start()
+    found = inputs.of_wheel(path, spool=tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.binaries[0].size == size
+    assert peak < 16 << 20
 
 
 def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,7 +275,27 @@ def test_labels_judge_as_the_contract_does(items: list[GpuCode]) -> None:
         assert here.isa == there.isa
 
 
-@pytest.mark.parametrize("text", [":80", "torch", ";", "torch:80;:"])
-def test_labels_of_others(text: str) -> None:
-    with pytest.raises(ValueError, match="names no project"):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (":80", "names no project"),
+        ("torch", "names no project"),
+        (";", "names no project"),
+        ("torch:80;:", "names no project"),
+        ("\x1b[2J:80", "names no project"),
+        ("torch:80 \x1b[2J", "are no architectures"),
+        ("torch:80 all", "are no architectures"),
+        ("torch:c80@new", "expected a version"),
+        ("x:80;" * 300_000, "1500000 characters"),
+    ],
+)
+def test_labels_of_others(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
         labels.code_of({labels.CODE: text})
+
+
+def test_a_driver_of_others() -> None:
+    assert labels.driver_of({}) is None
+    assert labels.driver_of({labels.DRIVER: ">=580.65.06"}) == "580.65.06"
+    with pytest.raises(ValueError, match="expected a version"):
+        labels.driver_of({labels.DRIVER: ">=\x1b[2J"})

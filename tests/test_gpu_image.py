@@ -125,16 +125,16 @@ def test_the_image_tells_it(published: Path) -> None:
 
 
 ANSWERS = {
-    "sm_90": (0, "linux/amd64: sm_90: runs natively\nlinux/amd64: driver >=525.60.13\n"),
+    "sm_90": (0, "linux/amd64: sm_90: runs natively\nlinux/amd64: driver 525.60.13 or later\n"),
     "sm_86": (
         0,
         "linux/amd64: sm_86: runs natively\nlinux/amd64: sm_86: some files of gpu-one are for other GPUs\n"
-        "linux/amd64: driver >=525.60.13\n",
+        "linux/amd64: driver 525.60.13 or later\n",
     ),
     "sm_120": (
         0,
         "linux/amd64: sm_120: runs; the driver compiles gpu-one, which takes the driver of CUDA 12.8 or later\n"
-        "linux/amd64: sm_120: some files of gpu-one are for other GPUs\nlinux/amd64: driver >=525.60.13\n",
+        "linux/amd64: sm_120: some files of gpu-one are for other GPUs\nlinux/amd64: driver 525.60.13 or later\n",
     ),
     "sm_100": (3, "linux/amd64: sm_100: gpu-two has no code for it, but for sm_80, sm_90, sm_120\n"),
     "sm_75": (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import click
 
-from builder.errors import UsageError
+from builder.errors import HostileInputError
 from builder.examine import ExaminedImage
 from builder.gpu import architectures, drivers, labels
 from builder.gpu.contract import Support, Verdict, verdict
@@ -59,7 +59,7 @@ class Answer:
         if found.unused and self.runs:
             lines.append(f"{self.architecture}: some files of {', '.join(_projects(found.unused))} are for other GPUs")
         if self.runs and self.driver:
-            lines.append(f"driver {self.driver}")
+            lines.append(f"driver {self.driver} or later")
         return "\n".join(f"{self.platform}: {line}" for line in lines)
 
     def document(self) -> dict[str, object]:
@@ -76,17 +76,20 @@ class Answer:
 
 
 def answer(image: ExaminedImage, gpu: str) -> Answer:
-    """Whether a published image runs on an architecture, by its labels. Raises `UsageError` for labels that are none of
-    ours."""
+    """Whether a published image runs on an architecture, by its labels. Raises `HostileInputError` for labels that are
+    not as Layerwright writes them."""
     told: Mapping[str, str] = image.config.get("config", {}).get("Labels") or {}
     try:
         code = labels.code_of(told)
         if code is None and labels.CUDA in told:
             code = ()
         found = None if code is None else verdict(code, architectures.number(gpu))
+        driver = labels.driver_of(told)
     except (ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"{image.platform}: its labels of GPUs cannot be read: {error}") from error
-    return Answer(image.platform, gpu, found, told.get(labels.DRIVER))
+        raise HostileInputError(
+            f"{image.platform}: its labels of GPUs cannot be read: {error}", hint="publish the image again"
+        ) from error
+    return Answer(image.platform, gpu, found, driver)
 
 
 def _projects(files: tuple[str, ...]) -> list[str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from builder.gpu.contract import GpuCode, GpuContract
+from builder.gpu.drivers import version
 
 _PREFIX = "vnd.layerwright.gpu."
 NATIVE, PTX, PARTLY = f"{_PREFIX}native", f"{_PREFIX}ptx", f"{_PREFIX}partly"
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+_WORD = re.compile(r"c?\d{2,4}[af]?")
+_MAX_CODE = 1 << 20
 CUDA, DRIVER, CODE = f"{_PREFIX}cuda", f"{_PREFIX}driver", f"{_PREFIX}code"
 
 
@@ -51,14 +56,29 @@ def _encoded(code: Sequence[GpuCode]) -> str:
     return ";".join(f"{project}:{'|'.join(texts)}" for project, texts in projects.items())
 
 
+def driver_of(labels: Mapping[str, str]) -> str | None:
+    """The lowest driver that the labels of an image name; None where they name none. Raises `ValueError` for other text."""
+    text = labels.get(DRIVER)
+    if text is None:
+        return None
+    version(text.removeprefix(">="))
+    return text.removeprefix(">=")
+
+
 def _decoded(text: str) -> Iterator[GpuCode]:
+    if len(text) > _MAX_CODE:
+        raise ValueError(f"{CODE}: it has {len(text)} characters")
     for part in text.split(";"):
         project, colon, rest = part.partition(":")
-        if not project or not colon:
+        if not colon or not _PROJECT.fullmatch(project):
             raise ValueError(f"{CODE}: {part[:60]!r} names no project")
         for number, entry in enumerate(rest.split("|"), 1):
             names, _, isa = entry.partition("@")
-            words = names.split()
+            words = names.split(" ") if names else []
+            if not all(map(_WORD.fullmatch, words)):
+                raise ValueError(f"{CODE}: {entry[:60]!r} are no architectures")
+            if isa:
+                version(isa)
             sass = tuple(f"sm_{word}" for word in words if not word.startswith("c"))
             ptx = tuple(f"compute_{word[1:]}" for word in words if word.startswith("c"))
             yield GpuCode(project, (f"{project} ({number})",), sass, ptx, isa)
