@@ -188,7 +188,7 @@ def _report(context: Context, lock: Lock, image: Assembled, published: Sequence[
                 context.progress.note(f"{each.platform}: {layer.name} is pulled whole: {layer.whole}")
     layers = [layer for item in image.images for layer in item.layers]
     packed = sum(layer.packed for layer in layers)
-    names = dict(_names(image))
+    names = dict(_names(image, lock))
     for item in published:
         for line in delivery_lines(item, names, f"{len(layers)} layers, {packed} of them packed now; "):
             context.progress.note(line)
@@ -209,8 +209,11 @@ def _report(context: Context, lock: Lock, image: Assembled, published: Sequence[
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _names(image: Assembled) -> Iterator[tuple[Digest, str]]:
-    """What the blobs of the images are, for people."""
+def _names(image: Assembled, lock: Lock) -> Iterator[tuple[Digest, str]]:
+    """What the blobs of the images and their models are, for people."""
+    for model in lock.models:
+        for file in model.published:
+            yield Digest(file.sha256), f"model {model.name}: {file.path}"
     for item in image.images:
         yield Digest.of(item.config), f"configuration of {item.platform}"
         for layer in item.layers:
