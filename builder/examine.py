@@ -9,6 +9,7 @@ from typing import Any
 
 from builder.errors import HostileInputError
 from builder.oci import spec
+from builder.oci.companions import models
 from builder.oci.content import MAX_MANIFEST, Source
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
@@ -42,6 +43,8 @@ class ExaminedImage:
     soci: Digest | None
     layers: tuple[ExaminedLayer, ...]
     config: Mapping[str, Any]
+    models: tuple[tuple[str, Digest], ...] = ()
+    """The models that it names, and the digests of their artifacts."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def _image(
         for name, entry in zip(names, map(Descriptor.parse, manifest["layers"]), strict=False)
     ]
     platform = spec.Platform(config.get("os", "unknown"), config.get("architecture", "unknown"), config.get("variant"))
-    return ExaminedImage(str(platform), digest, soci.digest if soci else None, tuple(layers), config)
+    named = models({str(key): str(value) for key, value in manifest.get("annotations", {}).items()})
+    return ExaminedImage(str(platform), digest, soci.digest if soci else None, tuple(layers), config, named)
 
 
 def _ztocs(index: Mapping[str, Any]) -> Iterator[tuple[Digest, Descriptor]]:

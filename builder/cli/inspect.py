@@ -54,6 +54,8 @@ def inspect(context: Context, ref: str, gpu: str | None, form: str) -> int:
         click.echo(_layers(image))
         lazy = f"SOCI index {image.soci}" if image.soci else "no SOCI index: it is pulled whole"
         click.echo(lazy)
+        for name, digest in image.models:
+            click.echo(f"{'Model:':14}{name}  {digest}")
         for line in _settings(image.config.get("config", {})):
             click.echo(line)
     if attached:
@@ -135,6 +137,7 @@ def _document(examined: Examined) -> dict[str, object]:
                 "platform": image.platform,
                 "digest": str(image.digest),
                 "soci": str(image.soci) if image.soci else None,
+                "models": {name: str(digest) for name, digest in image.models},
                 "layers": [
                     {
                         "name": layer.name,

@@ -12,6 +12,7 @@ from builder.cli.options import common, profile_argument
 from builder.cli.work import Work
 from builder.errors import StaleLockError, UsageError
 from builder.lock import Lock, LockedPlatform
+from builder.oci.digest import Digest
 from builder.resolve import staleness
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -73,7 +74,15 @@ def _moves(before: Lock | None, after: Lock) -> list[str]:
                 lines.append(f"- {name} {old[name]} ({item.platform})")
             elif old[name] != new[name]:
                 lines.append(f"~ {name} {old[name]} → {new[name]} ({item.platform})")
-    return lines
+    return lines + _model_moves(before, after)
+
+
+def _model_moves(before: Lock, after: Lock) -> list[str]:
+    old, new = ({model.name: Digest.parse(model.manifest).short for model in lock.models} for lock in (before, after))
+    lines = [f"+ model {name} {new[name]}" for name in sorted(new.keys() - old.keys())]
+    lines += [f"- model {name} {old[name]}" for name in sorted(old.keys() - new.keys())]
+    both = sorted(name for name in new.keys() & old.keys() if new[name] != old[name])
+    return lines + [f"~ model {name} {old[name]} → {new[name]}" for name in both]
 
 
 def _versions(item: LockedPlatform) -> dict[str, str]:

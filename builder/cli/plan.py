@@ -14,6 +14,8 @@ from builder.cli.options import common, format_option, lock_option, profile_argu
 from builder.cli.table import table
 from builder.cli.work import Work
 from builder.image import BuiltLayer
+from builder.lock import LockedModel
+from builder.oci.digest import Digest
 from builder.plan import Layer
 from builder.progress import human_size
 
@@ -32,19 +34,44 @@ _SHOWN = 4
 def plan(context: Context, profile: Path, relock: bool, form: str) -> None:
     """Prints the plan of every platform."""
     work = Work.open(context, profile)
-    planned = plans.plan(work.current_lock(relock))
+    lock = work.current_lock(relock)
+    planned = plans.plan(lock)
     known = known_layers(planned, context.store)
     if form == "json":
-        document = {
+        document: dict[str, object] = {
             str(item.platform): [_document(layer, known.get(layer)) for layer in item.layers]
             for item in planned.platforms
         }
+        if lock.models:
+            document["models"] = [_model(model) for model in lock.models]
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
     for item in planned.platforms:
         click.echo(f"{planned.name} for {item.platform}")
         rows = [_row(number, layer, known.get(layer)) for number, layer in enumerate(item.layers, 1)]
         click.echo(table(("", "LAYER", "INPUTS", "INPUT SIZE", "BLOB"), rows, right=(0, 3)))
+    if lock.models:
+        models = [
+            (
+                item.name,
+                item.precision,
+                str(len(item.published)),
+                human_size(sum(file.size for file in item.published)),
+                Digest.parse(item.manifest).short,
+            )
+            for item in lock.models
+        ]
+        click.echo(table(("MODEL", "PRECISION", "FILES", "SIZE", "ARTIFACT"), models, right=(2, 3)))
+
+
+def _model(model: LockedModel) -> dict[str, object]:
+    return {
+        "name": model.name,
+        "source": model.source,
+        "precision": model.precision or None,
+        "digest": model.manifest,
+        "files": [{"path": file.path, "size": file.size} for file in model.published],
+    }
 
 
 def _row(number: int, layer: Layer, built: BuiltLayer | None) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from builder.oci.artifact import TITLE
 from builder.oci.content import Outcome
 from builder.oci.digest import Digest
+from builder.oci.spec import Descriptor
 from builder.places.delivery import Delivered
 from builder.progress import human_size
 
@@ -16,7 +18,7 @@ def delivery_lines(delivered: Delivered, names: Mapping[Digest, str], what: str 
         if outcome is Outcome.PRESENT:
             continue
         size = human_size(descriptor.size)
-        name = names.get(descriptor.digest, descriptor.media_type)
+        name = names.get(descriptor.digest) or _file_of_model(descriptor) or descriptor.media_type
         yield f"  {outcome.value:7}  {descriptor.digest.short}  {size:>8}  {name}"
     moved, mounted, present = (delivered.size(outcome) for outcome in Outcome)
     rate = f" ({human_size(delivered.rate)}/s)" if moved else ""
@@ -48,6 +50,12 @@ def delivery_document(delivered: Delivered, names: Mapping[Digest, str]) -> Iter
                 for descriptor, outcome in delivered.blobs
             ],
         }
+
+
+def _file_of_model(descriptor: Descriptor) -> str | None:
+    is_model = descriptor.media_type.startswith("application/vnd.cncf.model.")
+    title = descriptor.annotations.get(TITLE, "") if is_model else ""
+    return "".join(character if character.isprintable() else "?" for character in title) or None
 
 
 def places(delivered: Delivered) -> list[str]:

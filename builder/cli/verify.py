@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,8 +27,12 @@ from builder.oci.spec import Descriptor
 from builder.packing import Folder
 from builder.places.destination import Destination
 from builder.places.opening import open_source
+from builder.progress import human_size
 from builder.store import Store
 from builder.verify import Finding, Structure
+
+if TYPE_CHECKING:
+    from builder.verify.models import VerifiedModel
 
 
 @click.command(
@@ -44,11 +49,12 @@ from builder.verify import Finding, Structure
     metavar="FILE",
     help="The lock to rebuild it from.  [default: the one that is attached to the image]",
 )
+@click.option("--no-models", is_flag=True, help="Do not read the models that the image names.")
 @click.option("--quick", is_flag=True, help="Do not rebuild: check that the image is what it says.")
 @plain_http_option
 @format_option
 @common
-def verify(context: Context, ref: str, lock_path: Path | None, quick: bool, form: str) -> int:
+def verify(context: Context, ref: str, lock_path: Path | None, no_models: bool, quick: bool, form: str) -> int:
     """Verifies one image; returns the exit status."""
     if quick and lock_path:
         raise UsageError("--quick rebuilds nothing, so that it has no use for --lock", hint="leave out one of them")
@@ -65,12 +71,14 @@ def verify(context: Context, ref: str, lock_path: Path | None, quick: bool, form
             failure = error
     found = proof.examine(source, descriptor, context.progress)
     findings = list(found.findings)
+    models, wrong = ((), ()) if no_models else _models(source, found, context)
+    findings += wrong
     if failure and not findings:
         raise failure
     if lock and found.top:
         near = lock_path.absolute().parent if lock_path else None
         findings += _rebuilt(context, source, found, lock, near)
-    verdict = _Verdict(str(destination), found, tuple(findings), lock if found.top else None)
+    verdict = _Verdict(str(destination), found, tuple(findings), lock if found.top else None, models)
     click.echo(json.dumps(verdict.document(), indent=2, ensure_ascii=False) if form == "json" else verdict.text())
     return 3 if findings else 0
 
@@ -83,6 +91,7 @@ class _Verdict:
     found: Structure
     findings: Sequence[Finding]
     lock: Lock | None
+    models: Sequence[VerifiedModel] = ()
 
     @property
     def word(self) -> str:
@@ -95,6 +104,9 @@ class _Verdict:
         for image in self.found.verified:
             members, spans = sum(layer.members for layer in image.layers), sum(layer.spans for layer in image.layers)
             lines.append(f"{image.platform}: read {len(image.layers)} layers, {members} files, {spans} spans")
+        for model in self.models:
+            read = f"read {model.files} files, {human_size(model.size)}" if model.files else "it is in another place"
+            lines.append(f"model {model.name} {model.digest.short}: {read}")
         lines += [str(finding) for finding in self.findings]
         explained = {
             "valid": "valid: documents, digests, sizes, diff_ids and SOCI index are right; nothing was rebuilt",
@@ -111,6 +123,10 @@ class _Verdict:
             "verdict": self.word,
             "rebuilt": self.lock is not None,
             "lock": str(Digest.of(locks.encode(self.lock).encode())) if self.lock else None,
+            "models": [
+                {"name": model.name, "digest": str(model.digest), "files": model.files, "size": model.size}
+                for model in self.models
+            ],
             "findings": [finding.document() for finding in self.findings],
             "images": [
                 {
@@ -131,6 +147,12 @@ class _Verdict:
                 for image in self.found.verified
             ],
         }
+
+
+def _models(source: Source, found: Structure, context: Context) -> tuple[Sequence[VerifiedModel], Sequence[Finding]]:
+    from builder.verify import models  # what it imports takes long, and few images have models
+
+    return models.check(source, found, context.progress)
 
 
 def _count(findings: Sequence[Finding]) -> str:
