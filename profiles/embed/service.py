@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from minilm import Encoder, Tokenizer
 
+from builder.errors import BuilderError
 from builder.models import LazyModel, open_model
 
 WEIGHTS = ("embeddings.*", "encoder.*")
@@ -137,6 +138,11 @@ def serve(model: LazyModel[Embedder], port: int, settings: dict[str, int]) -> in
         def load() -> None:
             try:
                 model.get()
+            except BuilderError as error:  # with words for people
+                complain(error)
+                failed.set()
+                stop()
+                return
             except BaseException:
                 failed.set()
                 stop()
@@ -152,6 +158,11 @@ def serve(model: LazyModel[Embedder], port: int, settings: dict[str, int]) -> in
     return 1 if failed.is_set() else 0
 
 
+def complain(error: BuilderError) -> None:
+    """Says why there is no model, and what to do."""
+    print(f"{error}\n{error.hint or ''}".rstrip(), file=sys.stderr, flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Sentences as vectors.")
     parser.add_argument("--once", nargs="+", metavar="TEXT", help="compare the first text with each, and end")
@@ -164,7 +175,11 @@ def main() -> int:
     model = LazyModel(lambda: Embedder.open(reference, settings["max-tokens"]), probe=lambda it: it.embed(["ready?"]))
     if texts is None:
         return serve(model, int(os.environ.get("PORT") or settings["port"]), settings)
-    vectors = model.get().embed(texts)
+    try:
+        vectors = model.get().embed(texts)
+    except BuilderError as error:
+        complain(error)
+        return 1
     for text, likeness in zip(texts, np.inner(vectors, vectors[0]), strict=True):
         print(f"{likeness:.3f}  {text}")
     return 0

@@ -30,6 +30,10 @@ NETWORKS = {
 """What finds lines, turns them, and reads them: RapidOCR's options, and the files of the model."""
 
 
+class MissingModelError(Exception):
+    """The model is not where it should be; the message says where that is."""
+
+
 class BadPictureError(Exception):
     """The posted bytes are no picture that this service reads; the message says why."""
 
@@ -47,7 +51,7 @@ class Reader:
     def load(self) -> None:
         missing = [name for name in NETWORKS.values() if not (self.models / name).is_file()]
         if missing:
-            sys.exit(
+            raise MissingModelError(
                 f"{self.models}: there is no {missing[0]}; pull the model to this folder before the service starts"
             )
         from rapidocr_onnxruntime import RapidOCR
@@ -169,6 +173,11 @@ def serve(reader: Reader, port: int, max_body: int) -> int:
         def load() -> None:
             try:
                 reader.load()
+            except MissingModelError as error:
+                print(error, file=sys.stderr, flush=True)
+                failed.set()
+                stop()
+                return
             except BaseException:
                 failed.set()
                 stop()
@@ -192,11 +201,11 @@ def main() -> int:
     reader = Reader(Path(os.environ.get("MODELS") or settings["models"]), settings["max-pixels"])
     if once is None:
         return serve(reader, int(os.environ.get("PORT") or settings["port"]), settings["max-body"])
-    reader.load()
     try:
+        reader.load()
         lines = reader.read(sys.stdin.buffer.read() if once == "-" else Path(once).read_bytes())
-    except BadPictureError as error:
-        print(f"{once}: {error}", file=sys.stderr)
+    except (BadPictureError, MissingModelError) as error:
+        print(f"{once}: {error}" if isinstance(error, BadPictureError) else error, file=sys.stderr)
         return 1
     print(*(line["text"] for line in lines), sep="\n")
     return 0
