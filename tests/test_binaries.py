@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wheelmaker import Member, Wheel
 
-from builder.binaries import facts, inputs
+from builder.binaries import facts, image, inputs
 from builder.binaries.facts import BinaryFacts, InputFacts
 from builder.binaries.known import known, remember
 from builder.errors import BuilderError, HostileInputError
@@ -254,3 +254,35 @@ def test_facts_are_remembered(tmp_path: Path) -> None:
     damaged = store.put(b"{}")
     store.put_record("binaries", f"{facts.FORMAT}-{sha256}", {"objects": [str(damaged)]})
     assert known(store, sha256) is None
+
+
+def test_an_image_of_layers() -> None:
+    """Whiteouts, opaque folders, and files that take the place of others."""
+
+    def of(*paths: str, files: tuple[str, ...] = (), links: tuple[str, ...] = ()) -> InputFacts:
+        return InputFacts(
+            tuple(BinaryFacts(path, 1, "x86_64") for path in paths),
+            tuple((path, "x") for path in links),
+            tuple((path, 1, "0") for path in (*paths, *files)),
+            (("/lib/broken.so", "why"),) if "/lib/broken.so" in files else (),
+        )
+
+    site = "/opt/conda/lib/python3.12/site-packages"
+    layers = [
+        of("/lib/gone.so", "/lib/text.so", "/lib/link.so", "/lib/kept.so", "/old/a.so", "/old/deep/b.so", "/opq/c.so"),
+        of(f"{site}/torch/lib/libtorch.so", f"{site}/torch/_C.so", "/app/_odd name.so", files=("/lib/broken.so",)),
+        of(
+            "/opq/d.so",
+            files=("/lib/.wh.gone.so", "/lib/text.so", "/.wh.old", "/opq/.wh..wh..opq"),
+            links=("/lib/link.so",),
+        ),
+    ]
+    found = image.projects(layers)
+    assert {name: [binary.path for binary in facts.binaries] for name, facts in found.items()} == {
+        "kept.so": ["/lib/kept.so"],
+        "torch": [f"{site}/torch/_C.so", f"{site}/torch/lib/libtorch.so"],
+        "oddname.so": ["/app/_odd name.so"],
+        "d.so": ["/opq/d.so"],
+        "broken.so": [],
+    }
+    assert found["broken.so"].damaged == (("/lib/broken.so", "why"),)

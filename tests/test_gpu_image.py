@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from baseimages import debian, file, layout, python
 from elfmaker import Library, Module, fatbin
 from indexserver import wheel
 from layouts import Layout
@@ -263,3 +264,26 @@ def test_the_same_image_whoever_looks_at_it(
         assert done.code == 0, done.err
         made.append(Layout(root / "out").blobs())
     assert made[0] == made[1] == made[2]
+
+
+def test_on_top_of_an_image(gpu_world: World, tmp_path: Path) -> None:
+    """What is in the base image decides, too; not what a higher layer of it takes away. (The C library of this base is none.)"""
+    first = [*debian(), file("opt/lib/libfirst.so", library("sm_90")), file("opt/lib/libgone.so", library("sm_70"))]
+    second = [*python("3.11.9"), file("opt/lib/.wh.libgone.so")]
+    root = layout(tmp_path / "base", [first, second], "base")
+    text = PROFILE.replace("debian: bookworm", f'image: "oci:{root}:base"').replace(", bytecode: false", "")
+    environ = gpu_world.environment(gpu_world.root / "cache")
+    for gpu, code in (
+        ("{require: [sm_90], optional: [libc.so.6]}", 0),
+        ("{require: [sm_80], optional: [libc.so.6]}", 1),
+        ("{require: [sm_80], optional: [libc.so.6, libfirst.so]}", 0),
+    ):
+        profile = write_project(tmp_path / gpu, text.format(gpu=gpu), name="kernels.yaml")
+        done = run(["lock", profile], tmp_path, environ)
+        assert done.code == code, done.err
+        if code:
+            assert "sm_80: libfirst.so has no code for it, but for sm_90" in done.err
+        else:
+            projects = {item["project"]: item["files"] for item in contract(tmp_path / gpu)["code"]}
+            assert projects.get("libfirst.so") in (["/opt/lib/libfirst.so"], None)
+            assert "libgone.so" not in projects

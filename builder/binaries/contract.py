@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from packaging.version import InvalidVersion, Version
 
 from builder import documents
+from builder.binaries import image
 from builder.binaries.facts import BinaryFacts, InputFacts
 from builder.binaries.gather import gather
 from builder.gpu.architectures import ordered
@@ -16,10 +18,12 @@ from builder.gpu.contract import GpuCode, GpuContract, GpuError, check, decide
 from builder.lock import LockedDeb, LockedFile, LockedPlatform, LockedWheel
 from builder.oci import spec
 from builder.oci.digest import Digest
+from builder.plan import BaseLayer, base_layers
 from builder.profile import Gpu
 from builder.progress import Progress
 from builder.store import Store
 
+_LIBRARY = re.compile(r"\.so[.\d]*$")
 _RUNTIMES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu11", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu13")
 
 
@@ -37,12 +41,14 @@ def contract(
     """
     gpu = asked or Gpu()
     debs = locked.debian.packages if locked.debian else ()
-    request = _request(locked.wheels, debs, gpu)
+    below = base_layers(locked.image) if locked.image else ()
+    request = _request(locked.wheels, debs, below, gpu)
     if previous and previous.request == request:
         return previous
-    facts = gather((*locked.wheels, *debs), store, ensure, progress)
+    facts = gather((*locked.wheels, *debs, *below), store, ensure, progress)
     items: tuple[LockedWheel | LockedDeb, ...] = (*debs, *locked.wheels)
-    inputs = {item.name: _kept(item, facts[item.file.sha256]) for item in items}
+    inputs = image.projects([facts[layer.file.sha256] for layer in below])
+    inputs |= {item.name: _kept(item, facts[item.file.sha256]) for item in items}
     deciding = {name: found for name, found in inputs.items() if not _is_optional(name, gpu)}
     if gpu.require:
         _check_readable(deciding, str(locked.platform))
@@ -75,9 +81,10 @@ def gpu_code(project: str, facts: InputFacts) -> tuple[GpuCode, ...]:
     )
 
 
-def _request(wheels: Iterable[LockedWheel], debs: Iterable[LockedDeb], gpu: Gpu) -> str:
+def _request(wheels: Iterable[LockedWheel], debs: Iterable[LockedDeb], below: Iterable[BaseLayer], gpu: Gpu) -> str:
     asked = {
         "gpu": documents.dump(gpu),
+        "image": [layer.file.sha256 for layer in below],
         "wheels": sorted([wheel.name, wheel.file.sha256, *wheel.drop] for wheel in wheels),
         "debs": sorted(deb.file.sha256 for deb in debs),
     }
@@ -105,7 +112,7 @@ def _is_optional(name: str, gpu: Gpu) -> bool:
 def _check_readable(inputs: Mapping[str, InputFacts], where: str) -> None:
     for name, facts in inputs.items():
         for path, why in facts.damaged:
-            if ".so" in path:
+            if _LIBRARY.search(path):
                 raise GpuError(
                     f"{where}: {name}: which GPUs {path} is for cannot be told: {why}",
                     hint=f"choose another version of {name}, or, if nothing uses that file, add {name} to gpu.optional",

@@ -9,21 +9,24 @@ from concurrent.futures import ThreadPoolExecutor
 from builder.binaries.facts import InputFacts
 from builder.binaries.known import known, remember
 from builder.lock import LockedDeb, LockedFile, LockedWheel
+from builder.plan import BaseLayer
 from builder.progress import Progress
 from builder.store import Store
 
 _MOST_THREADS = 4
+Item = LockedWheel | LockedDeb | BaseLayer
+"""What has facts."""
 
 
 def gather(
-    inputs: Iterable[LockedWheel | LockedDeb],
+    inputs: Iterable[Item],
     store: Store,
     ensure: Callable[[Iterable[LockedFile]], None],
     progress: Progress,
 ) -> Mapping[str, InputFacts]:
     """The facts of each input, by the digest of its file in hex. `ensure` brings files into the store.
 
-    Raises what fetching raises, and `HostileInputError` for an input that is not in order.
+    Raises what fetching raises, `HostileInputError` for an input that is not in order, and `LayerError` for such a layer.
     """
     files = {item.file.sha256: item for item in inputs}
     found = {sha256: facts for sha256 in files if (facts := known(store, sha256))}
@@ -40,10 +43,15 @@ def gather(
     ):
         from builder.binaries import inputs as reading  # takes long to import
 
-        def read(item: LockedWheel | LockedDeb) -> InputFacts:
+        def read(item: Item) -> InputFacts:
             path, name = store.path(item.file.digest), item.file.path.rpartition("/")[2]
-            of = reading.of_wheel if isinstance(item, LockedWheel) else reading.of_deb
-            facts = of(path, name, spool=spool)
+            if isinstance(item, BaseLayer):
+                with path.open("rb") as blob:
+                    facts = reading.of_tar_stream(blob, item.name, spool=spool)
+            elif isinstance(item, LockedWheel):
+                facts = reading.of_wheel(path, name, spool=spool)
+            else:
+                facts = reading.of_deb(path, name, spool=spool)
             remember(store, item.file.sha256, facts)
             task.advance(item.file.size)
             return facts
