@@ -112,9 +112,9 @@ class LockedPython:
 class LockedCuda:
     """The CUDA part of one platform.
 
-    `version` is the release of the table (`13.2.2`), `flavour` what it is composed of, never `auto`; `request` is the
-    digest of what was asked for. Where there is no Python, `wheels` are what CUDA is made of and `python` is the version
-    `3.N` in the name of the folder that they are in; else both are empty.
+    `version` is the release of the table (`13.2.2`), `flavour` what it is composed of, never `auto`, and `reasons` why where
+    the profile left it open; `request` is the digest of what was asked for. Where there is no Python, `wheels` are what
+    CUDA is made of and `python` is the version `3.N` in the name of the folder that they are in; else both are empty.
     """
 
     version: str
@@ -122,6 +122,7 @@ class LockedCuda:
     request: str
     python: str = ""
     wheels: tuple[LockedWheel, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

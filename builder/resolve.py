@@ -40,6 +40,7 @@ from builder.sources.simple import Catalogue
 if TYPE_CHECKING:
     from builder.base.locking import OwnPlaces
     from builder.cuda.flavours import Asked
+    from builder.findings.flavour import Composed
     from builder.models.sources import Means
     from builder.sources.debian import Archive
     from builder.store import Store
@@ -278,7 +279,9 @@ def _wheels(
         return before, replace(previous.cuda, wheels=()) if previous.cuda else None
     from builder.sources.target import target_of
 
-    target = target_of(_python_version(profile, base if isinstance(base, LockedImage) else None), platform, base)
+    image, debian = (base, None) if isinstance(base, LockedImage) else (None, base)
+    version = _python_version(profile, image)
+    target = target_of(version, platform, base)
     asked = _requirements(loaded, profile.python) if profile.python else Requirements()
     with progress.task(f"lock {'Python packages' if profile.python else 'CUDA'} for {platform}", None):
         if profile.cuda is None:
@@ -289,13 +292,21 @@ def _wheels(
         from builder.sources import toolkit
 
         cuda = _asked(profile.cuda)
-        if cuda.flavour == "auto":
-            raise BuilderError("cuda.flavour: auto cannot be decided yet", hint="write none, base, runtime or devel")
         release = previous.cuda.version if previous and previous.cuda else None
-        resolution = toolkit.resolve(
-            asked, cuda, target, catalogue=places.catalogue, previous=before, release=release, upgrade=upgrade
-        )
-    return resolution.wheels, LockedCuda(resolution.version, cuda.flavour, request)
+
+        def composed(flavour: Asked) -> Composed:
+            found = toolkit.resolve(
+                asked, flavour, target, catalogue=places.catalogue, previous=before, release=release, upgrade=upgrade
+            )
+            return found.wheels, LockedCuda(found.version, flavour.flavour, request)
+
+        if cuda.flavour != "auto":
+            return composed(cuda)
+    from builder.findings import flavour as smallest
+
+    executable = (image.executable if image else f"/usr/bin/python{version}") if profile.python else ""
+    means = smallest.Means(places.store, places.ensure, progress, dict(profile.image.env))
+    return smallest.decide(cuda, composed, LockedPlatform(platform, debian, image=image), version, executable, means)
 
 
 def _was(previous: LockedPlatform | None) -> str | None:

@@ -15,7 +15,7 @@ MACHINES = {"x86_64": 62, "aarch64": 183}
 @dataclass(frozen=True)
 class Elf:
     """A shared object. `needs` are the versions that it asks of libraries, `defines` those it offers; `rpath` and `runpath`
-    are written as they stand. `more` is what else is in the file."""
+    are written as they stand. `more` is what else it has to read."""
 
     soname: str | None = None
     needed: Sequence[str] = ()
@@ -68,6 +68,7 @@ def _file(elf: Elf) -> bytes:
         body += bytes(-len(body) % 8)
         tags.append((tag, start + len(body)))
         body += data
+    body += elf.more
     body += bytes(-len(body) % 8)
     dynamic_at = start + len(body)
     dynamic = b"".join(struct.pack("<2Q", *tag) for tag in [*tags, (0, 0)])
@@ -77,7 +78,7 @@ def _file(elf: Elf) -> bytes:
     headers += struct.pack("<2I6Q", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)  # no executable stack
     ident = b"\x7fELF\2\1\1" + bytes(9)
     head = ident + struct.pack("<2HI3QI6H", 3, MACHINES[elf.machine], 1, 0, 64, 0, 0, 64, 56, 3, 64, 0, 0)
-    return head + headers + bytes(body) + dynamic + elf.more
+    return head + headers + bytes(body) + dynamic
 
 
 def _hash(name: str) -> int:

@@ -16,7 +16,7 @@ from builder.cuda.flavours import Candidate
 from builder.errors import BuilderError
 from builder.findings import known
 from builder.findings.root import File
-from builder.findings.scan import Scan
+from builder.findings.scan import Scan, Unmet
 
 _OWN_CHOICE = re.compile(r"libOpenCL\.so\..*|libcufile(_rdma)?\.so\..*")
 """Libraries that are opened where they are there, and not missed where they are not."""
@@ -69,16 +69,15 @@ def _demands(scan: Scan, brought: frozenset[str]) -> Iterator[tuple[str, list[Fi
     dead = {item.file.path for item in scan.unmet if not item.there and item.name not in brought}
     found: dict[str, list[File]] = defaultdict(list)
     for item in scan.unmet:
-        is_free = known.is_optional(item.file.owner, item.file.path, item.name)
-        if item.name in brought and not item.there and item.file.path not in dead and not is_free:
+        if item.name in brought and not item.there and item.file.path not in dead and not _is_free(item):
             found[item.name].append(item.file)
-    for file, name in scan.asked:
-        if name.endswith("."):  # the beginning of a name, from what is known of the package
-            for each in brought:
-                if each.startswith(name):
-                    found[each].append(file)
-        elif name in brought and not _OWN_CHOICE.fullmatch(name) and file.kind != "deb" and file.path not in dead:
+    for file, name in scan.lost:
+        if name in brought and not _OWN_CHOICE.fullmatch(name) and file.kind != "deb" and file.path not in dead:
             found[name].append(file)
+    for file, start in scan.guessed:
+        for name in brought:
+            if name.startswith(start):
+                found[name].append(file)
     yield from sorted(found.items())
 
 
@@ -88,23 +87,21 @@ def _unreachable(scan: Scan) -> Iterator[tuple[str, list[File]]]:
     dead = {item.file.path for item in scan.unmet if not item.there}
     found: dict[str, list[File]] = defaultdict(list)
     for item in scan.unmet:
-        is_wheels = any(f"{_SITE}nvidia/" in file.path for file in item.there)
-        by_itself = known.loading(item.file.owner) == "import"
-        if is_wheels and not item.after and not by_itself and item.file.path not in dead:
+        by_itself = item.after or known.loading(item.file.owner) == "import"
+        if _is_nvidias(item) and not by_itself and item.file.path not in dead:
             found[item.name].append(item.file)
     yield from sorted(found.items())
 
 
 def _check_versions(scan: Scan, brought: frozenset[str], version: str) -> None:
     """A wheel that is made for another CUDA is a mistake of the profile, and no reason for the smallest flavour."""
-    stems = {name.partition(".so.")[0]: name for name in brought}
+    stems = {_stem(name): name for name in brought}
     for item in scan.unmet:
-        stem = item.name.partition(".so.")[0]
-        is_free = known.is_optional(item.file.owner, item.file.path, item.name)
-        if not item.there and item.name not in brought and stem in stems and item.is_module and not is_free:
+        is_other = not item.there and item.name not in brought and _stem(item.name) in stems
+        if is_other and ".so." in item.name and not _is_free(item):
             raise AutoError(
                 f"cuda.flavour: auto: {item.file.owner} needs {item.name} ({_short(item.file)}), "
-                f"and CUDA {version} has {stems[stem]}",
+                f"and CUDA {version} has {stems[_stem(item.name)]}",
                 hint="choose the cuda.version that the package is made for, or the package for this CUDA",
             )
 
@@ -117,16 +114,41 @@ def _reasons(
         f"{name}: needed by {_who(files)}; {scan.by_soname[name][0].owner} brings it, found by way of /usr/local/cuda"
         for name, files in unreachable.items()
     ]
-    if not lines:
-        stems = {name.partition(".so.")[0] for name in brought}
-        for edge in scan.edges:
-            is_other = edge.file.owner != edge.target.owner and edge.target.kind == "wheel"
-            if is_other and edge.name.partition(".so.")[0] in stems and not edge.file.owner.startswith("nvidia-"):
-                lines.append(f"{edge.name}: needed by {_short(edge.file)}, {edge.target.owner} brings it")
-        lines = sorted(lines) or ["no file needs a library of CUDA"]
+    lines = lines or list(_met(scan, brought)) or ["no file needs a library of CUDA"]
     yield from lines[:_MOST_REASONS]
     if len(lines) > _MOST_REASONS:
         yield f"and {len(lines) - _MOST_REASONS} more"
+
+
+def _met(scan: Scan, brought: frozenset[str]) -> Iterator[str]:
+    """Who brings the libraries of CUDA where no flavour has to."""
+    stems = {_stem(name) for name in brought}
+    users: dict[tuple[str, str, str], list[File]] = defaultdict(list)
+    for edge in scan.edges:
+        is_other = edge.file.owner != edge.target.owner and edge.target.kind == "wheel"
+        if is_other and _stem(edge.name) in stems and not edge.file.owner.startswith("nvidia-"):
+            users[edge.name, edge.target.owner, "needed"].append(edge.file)
+    for file, name in scan.opens:
+        target = scan.by_soname[name][0]
+        if _stem(name) in stems and target.kind == "wheel" and target.owner != file.owner:
+            users[name, target.owner, "opened"].append(file)
+    for item in scan.unmet:
+        if _is_nvidias(item) and known.loading(item.file.owner) == "import":
+            users[item.name, item.there[0].owner, "loaded"].append(item.file)
+    for (name, owner, how), files in sorted(users.items()):
+        yield f"{name}: {how} by {_who(files)}, {owner} brings it"
+
+
+def _is_free(item: Unmet) -> bool:
+    return known.is_optional(item.file.owner, item.file.path, item.name)
+
+
+def _is_nvidias(item: Unmet) -> bool:
+    return any(f"{_SITE}nvidia/" in file.path for file in item.there)
+
+
+def _stem(name: str) -> str:
+    return name.partition(".so.")[0]
 
 
 def _who(files: Sequence[File]) -> str:

@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from builder.binaries.facts import InputFacts
 from builder.binaries.gather import gather
-from builder.binaries.known import known
+from builder.binaries.known import known, remember
 from builder.cuda import environment, links
 from builder.findings.loader import Search
-from builder.findings.root import Input, Root, compose
+from builder.findings.root import Input, compose
 from builder.findings.scan import Scan, scan
 from builder.layers.tar import Kind
 from builder.lock import LockedDeb, LockedFile, LockedPlatform, LockedWheel
+from builder.plan import BaseLayer, base_layers
 from builder.progress import Progress
 from builder.sources import slim
 from builder.sources.wheel import site_packages
 from builder.store import Store
 
+_BASE_CONF = (
+    "/usr/local/lib",
+    "/usr/local/cuda/targets/x86_64-linux/lib",
+    "/usr/local/cuda/targets/sbsa-linux/lib",
+    "/usr/local/cuda/lib64",
+)
+"""What `/etc/ld.so.conf.d` of Debian, Ubuntu and nvidia/cuda names."""
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def read(
     locked: LockedPlatform, store: Store, ensure: Callable[[Iterable[LockedFile]], None], progress: Progress
 ) -> Mapping[str, InputFacts]:
-    """The facts of all packages and wheels of a platform by digest; what is not known is fetched and read."""
-    return gather(_items(locked), store, ensure, progress)
+    """The facts of all inputs of a platform by digest; what is not known is fetched and read."""
+    found = dict(gather(_items(locked), store, ensure, progress))
+    layers = base_layers(locked.image) if locked.image else []
+    ensure(dict.fromkeys(layer.file for layer in layers if known(store, layer.file.sha256) is None))
+    for layer in layers:
+        sha256 = layer.file.sha256
+        found[sha256] = known(store, sha256) or _read_layer(layer, store)
+    return found
 
 
 def unread(locked: LockedPlatform, store: Store) -> tuple[str, ...]:
-    """The names of the packages and wheels whose facts the store does not have."""
-    return tuple(item.name for item in _items(locked) if known(store, item.file.sha256) is None)
+    """The names of the inputs whose facts the store does not have."""
+    files = [(item.name, item.file.sha256) for item in _items(locked)]
+    files += [(layer.name, layer.file.sha256) for layer in (base_layers(locked.image) if locked.image else ())]
+    return tuple(name for name, sha256 in files if known(store, sha256) is None)
 
 
-def of(locked: LockedPlatform, facts: Mapping[str, InputFacts], below: Sequence[Input] = ()) -> tuple[Input, ...]:
-    """The inputs, bottom first; `below` are those of an image that all stands on."""
+def of(locked: LockedPlatform, facts: Mapping[str, InputFacts]) -> tuple[Input, ...]:
+    """The inputs, bottom first."""
+    layers = base_layers(locked.image) if locked.image else ()
+    below = [Input(f"base image, {layer.name[5:]}", "image", facts[layer.file.sha256]) for layer in layers]
     debs = [
         Input(f"{deb.name} {deb.version}", "deb", facts[deb.file.sha256])
         for deb in (locked.debian.packages if locked.debian else ())
@@ -55,35 +73,43 @@ def python(locked: LockedPlatform) -> str | None:
 
 def environ(locked: LockedPlatform, env: Mapping[str, str]) -> Mapping[str, str]:
     """The variables of the image, where `env` are the profile's own."""
-    own = environment.variables(locked.cuda.version, locked.cuda.flavour) if locked.cuda else {}
-    return {**own, **env}
+    below = dict(locked.image.execution.env) if locked.image else {}
+    own = environment.variables(locked.cuda.version, locked.cuda.flavour, below) if locked.cuda else {}
+    return {**below, **own, **env}
 
 
 def search(locked: LockedPlatform, env: Mapping[str, str]) -> Search:
     """Where processes of the image look, whose variables are `env`.
 
-    An image of CUDA has a cache of the loader: the NVIDIA container toolkit makes it when a container starts.
+    An image of CUDA has a cache of the loader: the NVIDIA container toolkit makes it when a container starts. Of a base
+    image, what images of NVIDIA name in it is taken to be there.
     """
     paths = env.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":")
     has_links = locked.cuda is not None and locked.cuda.flavour != "none"
+    folders = [f"{links.HOME}/lib64"] if has_links else []
+    folders += _BASE_CONF if locked.image else ()
     return Search(
         _MACHINES.get(locked.platform.architecture, locked.platform.architecture),
         tuple(path for path in paths if path),
-        (f"{links.HOME}/lib64",) if has_links else None,
+        tuple(folders) if folders else None,
     )
 
 
-def root(inputs: Iterable[Input], locked: LockedPlatform) -> Root:
-    """The files of the image, but for the profile's own."""
-    return compose(inputs, python(locked))
-
-
-def scanned(
-    locked: LockedPlatform, facts: Mapping[str, InputFacts], env: Mapping[str, str], below: Sequence[Input] = ()
-) -> Scan:
+def scanned(locked: LockedPlatform, facts: Mapping[str, InputFacts], env: Mapping[str, str]) -> Scan:
     """All binaries of a platform, opened; `env` are the variables that the profile itself sets."""
-    tree = root(of(locked, facts, below), locked)
-    return scan(tree, search(locked, environ(locked, env)), locked.python.version if locked.python else None)
+    tree = compose(of(locked, facts), python(locked))
+    version = locked.python.version if locked.python else None
+    executable = locked.python.executable if locked.python else ""
+    return scan(tree, search(locked, environ(locked, env)), version, executable)
+
+
+def _read_layer(layer: BaseLayer, store: Store) -> InputFacts:
+    from builder.binaries import inputs  # takes long to import
+
+    with store.path(layer.file.digest).open("rb") as blob, store.workspace() as spool:
+        facts = inputs.of_tar_stream(blob, layer.name, spool=spool)
+    remember(store, layer.file.sha256, facts)
+    return facts
 
 
 def _items(locked: LockedPlatform) -> tuple[LockedDeb | LockedWheel, ...]:

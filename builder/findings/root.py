@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from builder.binaries.facts import BinaryFacts, InputFacts
 
 VENV = "/opt/venv"
+_WHITEOUT = re.compile(r"/\.wh\.([^/]+)$")
+_OPAQUE = ".wh..opq"
 _MAX_LINKS = 40
 _MERGED = ("bin", "lib", "lib64", "sbin")
 """What a root of Debian packages has as links into /usr."""
@@ -107,13 +110,33 @@ def compose(inputs: Iterable[Input], python: str | None) -> Root:
         for name in _MERGED:
             _link(root, f"/{name}", f"usr/{name}")
     for item in inputs:
+        if item.kind == "image":
+            _hide(root, item.facts)
         binaries = {binary.path: binary for binary in item.facts.binaries}
         for path, target in item.facts.links:
             _link(root, place(path), target)
         for path, size, checksum in item.facts.files:
-            if not (item.gone and item.gone(_relative(path))):
+            if not _WHITEOUT.search(path) and not (item.gone and item.gone(_relative(path))):
                 _put(root, place(path), File("", size, checksum, item.name, item.kind, binaries.get(path)))
     return root
+
+
+def _hide(root: Root, facts: InputFacts) -> None:
+    """What a layer of an image says is gone: a name, or all that is in a folder."""
+    for path, _, _ in facts.files:
+        if match := _WHITEOUT.search(path):
+            hidden = (
+                root.real(path[: match.start()])
+                if match[1] == _OPAQUE
+                else root.real(path[: match.start()]) + f"/{match[1]}"
+            )
+            for name in [
+                each for each in (*root.files, *root.links) if each == hidden or each.startswith(f"{hidden}/")
+            ]:
+                root.files.pop(name, None)
+                root.links.pop(name, None)
+                folder, _, last = name.rpartition("/")
+                root.folders[folder or "/"].discard(last)
 
 
 def _relative(path: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from builder.findings import known
@@ -17,6 +18,7 @@ _PLAIN = re.compile(r"(?!lib)[A-Za-z_]\w*\.so")
 _PROGRAMS = ("/bin/", "/sbin/")
 _VERSIONED = re.compile(r"lib[^/]+\.so\.\d[\d.]*")
 _ROUNDS = 4
+_Names = tuple[tuple[File, str], ...]
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,25 @@ class TooOld:
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found out of a root. `asked` are libraries that files name without needing them, and that are not there."""
+    """What was found out of a root. `opens` are libraries that files name without needing them, and that are there;
+    `lost` those that are not there; `guessed` beginnings of such names, from what is known of a package, for which nothing is
+    there."""
 
     root: Root
     search: Search
     edges: tuple[Edge, ...]
     unmet: tuple[Unmet, ...]
     too_old: tuple[TooOld, ...]
-    asked: tuple[tuple[File, str], ...]
+    opens: tuple[tuple[File, str], ...]
+    lost: tuple[tuple[File, str], ...]
+    guessed: tuple[tuple[File, str], ...]
     by_soname: Mapping[str, tuple[File, ...]]
 
 
-def scan(root: Root, search: Search, python: str | None) -> Scan:
-    """Opens everything in a process of the interpreter, whose version is `3.N`; without one, in a process of its own."""
-    return _Scanner(root, search, python).scan()
+def scan(root: Root, search: Search, python: str | None, executable: str = "") -> Scan:
+    """Opens everything in a process of the interpreter, whose version is `3.N`, and which is `executable` or where Debian has
+    it; without one, in a process of its own."""
+    return _Scanner(root, search, python, executable or f"/usr/bin/python{python}").scan()
 
 
 @dataclass
@@ -84,7 +91,7 @@ class _Opened:
 
 
 class _Scanner:
-    def __init__(self, root: Root, search: Search, python: str | None) -> None:
+    def __init__(self, root: Root, search: Search, python: str | None, executable: str) -> None:
         self._root, self._search, self._python = root, search, python
         self._loader = Loader(root, search)
         self._files = [file for file in root.binaries if file.binary and file.binary.machine == search.machine]
@@ -99,7 +106,8 @@ class _Scanner:
             if target and target.binary and target in self._files and target not in by_soname[name]:
                 by_soname[name].append(target)
         self._by_soname = {name: tuple(files) for name, files in by_soname.items()}
-        self._base = Process(self._loader, self._interpreter())
+        self._firsts: dict[str, tuple[str, ...]] = {}
+        self._base = Process(self._loader, executable if python else None)
 
     def scan(self) -> Scan:
         edges: dict[tuple[str, str], Edge] = {}
@@ -133,13 +141,9 @@ class _Scanner:
             tuple(edge for _, edge in sorted(edges.items())),
             tuple(item for _, item in sorted(unmet.items())),
             tuple(item for _, item in sorted(too_old.items())),
-            tuple(self._asked(files)),
+            *self._opens(files),  # there, lost, guessed
             self._by_soname,
         )
-
-    def _interpreter(self) -> str | None:
-        names = (f"/usr/bin/python{self._python}", f"/usr/local/bin/python{self._python}")
-        return next((name for name in names if self._python and self._loader.usable(name)), None)
 
     def _open(self, file: File, before: Iterable[File]) -> _Opened:
         """Opens a file after others, in a process of the interpreter; a program in one of its own."""
@@ -151,6 +155,8 @@ class _Scanner:
             process = self._base.copy()
             for each in before:
                 process.open(each.path)
+                for path in self._first(each.owner):
+                    process.open(path)
             first = process.open(file.path)
         assert isinstance(first, Loaded), f"{file.path}: {first}"
         loaded = closure(first)
@@ -169,7 +175,22 @@ class _Scanner:
             for each in item.closure:
                 for name in {each.binary.soname or "", each.name} - {""}:
                     loading[name].append(item)
+            if self._is_module(item.first.file):
+                for path in self._first(item.first.file.owner):
+                    loading[posixpath.basename(path)].append(item)
         return loading
+
+    def _first(self, owner: str) -> tuple[str, ...]:
+        """The paths of NVIDIA's libraries that importing an input loads."""
+        if owner not in self._firsts:
+            self._firsts[owner] = tuple(
+                file.path
+                for pattern in known.first(owner)
+                for name in fnmatch.filter(sorted(self._by_soname), pattern)
+                for file in self._by_soname[name]
+                if "/nvidia/" in file.path and posixpath.basename(file.path) == name
+            )
+        return self._firsts[owner]
 
     def _again(self, file: File, first: _Opened, loading: Mapping[str, list[_Opened]]) -> _Opened:
         """The same, after what people import first: modules of other packages that load what is missing, and libraries of
@@ -209,19 +230,24 @@ class _Scanner:
         match = _TAGGED.fullmatch(posixpath.basename(file.path))
         return match is not None and match[1] is not None and f"{match[1]}.{match[2]}" != self._python
 
-    def _asked(self, files: Iterable[File]) -> Iterator[tuple[File, str]]:
-        owners: dict[str, File] = {}
+    def _opens(self, files: Sequence[File]) -> tuple[_Names, _Names, _Names]:
+        """What files name: what is there, what is not; and what is known to be opened and is not there."""
+        there: list[tuple[File, str]] = []
+        lost: list[tuple[File, str]] = []
+        guessed: list[tuple[File, str]] = []
         for file in files:
-            assert file.binary
-            owners.setdefault(file.owner, file)
-            for name in file.binary.opens:
-                is_driver = known.DRIVER.fullmatch(name)
-                if _VERSIONED.fullmatch(name) and not is_driver and name not in self._by_soname:
-                    yield file, name
+            for name in file.binary.opens if file.binary else ():
+                if not known.DRIVER.fullmatch(name) and _VERSIONED.fullmatch(name):
+                    (there if name in self._by_soname else lost).append((file, name))
+        owners: dict[str, File] = {}
+        for file in sorted(files, key=lambda file: ("cuda" not in posixpath.basename(file.path), file.path)):
+            owners.setdefault(file.owner, file)  # the library that is about CUDA by its name, or any
         for owner, file in sorted(owners.items()):
             for start in known.asked(owner):
-                if not any(name.startswith(start) for name in self._by_soname):
-                    yield file, start
+                names = [name for name in self._by_soname if name.startswith(start)]
+                there += [(file, name) for name in names]
+                guessed += [] if names else [(file, start)]
+        return tuple(there), tuple(lost), tuple(guessed)
 
 
 def _worse(one: Unmet | None, other: Unmet) -> Unmet:

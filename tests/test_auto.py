@@ -1,0 +1,165 @@
+"""`cuda: {flavour: auto}`, from profile to lock: small wheels with ELF files, and NVIDIA's in small."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cudawheels
+import pytest
+from debarchive import Item
+from elftrees import Elf
+from indexserver import Archive, wheel
+from world import World, package, run, world
+
+HEAD = """\
+profile: 1
+name: auto
+base: {debian: bookworm}
+"""
+SITE = "opt/venv/lib/python3.11/site-packages"
+
+
+@pytest.fixture(scope="module")
+def small_cuda(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A world whose wheels are libraries that the loader would take."""
+    with world(tmp_path_factory.mktemp("auto")) as running:
+        running.index.publish(*_nvidias())
+        running.index.publish(
+            module("plain", ["libc.so.6"]),
+            module("needs-cudart", ["libcudart.so.13", "libcuda.so.1"]),
+            module("needs-blas", ["libcublas.so.13"]),
+            module("needs-old", ["libcublas.so.12"]),
+            module("opens-dnn", ["libc.so.6"], more=b"\0libcudnn.so.9\0libOpenCL.so.1\0"),
+            module("needs-nothing-else", ["libcublas.so.13", "libmissing.so.1"]),
+            module(
+                "brings-own", ["libcublas.so.13"], runpath="$ORIGIN/lib", more_files={"lib/libcublas.so.13": blas()}
+            ),
+            module(
+                "finds-wheels", ["libcublas.so.13"], runpath="$ORIGIN/../nvidia/cu13/lib", requires=["nvidia-cublas"]
+            ),
+            module("loses-wheels", ["libcublas.so.13"], requires=["nvidia-cublas"]),
+        )
+        running.release(
+            package("libc6", "2.37", [Item("./lib/x86_64-linux-gnu/libc.so.6", Elf("libc.so.6").bytes(), mode=0o755)]),
+            package("libstdc++6", "12.2.0-14", [Item("./usr/share/doc/x", b"x")]),
+            package("zlib1g", "1:1.2.13", [Item("./usr/share/doc/y", b"y")]),
+        )
+        yield running
+
+
+def blas() -> Elf:
+    return Elf("libcublas.so.13", ["libcublasLt.so.13"], runpath="$ORIGIN")
+
+
+def module(
+    name: str,
+    needed: Sequence[str],
+    *,
+    runpath: str | None = None,
+    more: bytes = b"",
+    requires: Sequence[str] = (),
+    more_files: Mapping[str, Elf] | None = None,
+) -> Archive:
+    """A wheel with one extension module."""
+    folder = name.replace("-", "_")
+    elf = Elf(None, needed, runpath=runpath, more=more)
+    files = {f"{folder}/_ext.cpython-311-x86_64-linux-gnu.so": elf.bytes()}
+    files |= {f"{folder}/{path}": item.bytes() for path, item in (more_files or {}).items()}
+    if more_files:
+        files[f"{folder}/lib/libcublasLt.so.13"] = Elf("libcublasLt.so.13").bytes()
+    return wheel(name, "1.0", tag=cudawheels.X86, requires=requires, files=files)
+
+
+def _nvidias() -> list[Archive]:
+    """CUDA 13.2 with cuBLAS, cuDNN and NCCL as ELF files."""
+    libraries = {
+        ("nvidia-cuda-runtime", "13.2.75"): {"cu13/lib/libcudart.so.13": Elf("libcudart.so.13")},
+        ("nvidia-cublas", "13.4.0.1"): {
+            "cu13/lib/libcublas.so.13": blas(),
+            "cu13/lib/libcublasLt.so.13": Elf("libcublasLt.so.13"),
+        },
+        ("nvidia-cudnn-cu13", "9.26.0.51"): {"cudnn/lib/libcudnn.so.9": Elf("libcudnn.so.9")},
+        ("nvidia-nccl-cu13", "2.30.7"): {"nccl/lib/libnccl.so.2": Elf("libnccl.so.2")},
+    }
+    wheels = [
+        wheel(name, version, tag=cudawheels.X86, files={f"nvidia/{path}": elf.bytes() for path, elf in files.items()})
+        for (name, version), files in libraries.items()
+    ]
+    return [cudawheels.table("13.2.1", {"cudart": "13.2.75", "cublas": "13.4.0.1"}), *wheels]
+
+
+def locked(world: World, root: Path, requirements: Sequence[str], more: str = "") -> dict[str, Any]:
+    """The CUDA part of the lock of a profile with these requirements."""
+    path = profile(root, requirements, more)
+    done = run(["lock", path], root, world.environment(world.root / "cache"))
+    assert done.code == 0, done.err
+    document = json.loads(path.with_suffix(".lock.json").read_text())["platforms"][0]
+    wheels = {item["name"] for item in (document.get("python") or document["cuda"])["wheels"]}
+    return {**document["cuda"], "wheels": sorted(name for name in wheels if name.startswith("nvidia-"))}
+
+
+def profile(root: Path, requirements: Sequence[str], more: str = "") -> Path:
+    python = f'python: {{version: "3.11", requirements: {json.dumps(list(requirements))}, bytecode: false}}\n'
+    root.mkdir(exist_ok=True)
+    path = root / "auto.yaml"
+    path.write_text(HEAD + python + f'cuda: {{version: "13.2", flavour: auto{more}}}\n')
+    return path
+
+
+@pytest.mark.parametrize(
+    ("requirement", "flavour", "wheels", "reason"),
+    [
+        ("plain", "none", [], "no file needs a library of CUDA"),
+        ("needs-cudart", "base", ["cuda-runtime"], "libcudart.so.13: needed by needs_cudart/_ext."),
+        ("needs-blas", "runtime", ["cublas", "cuda-runtime"], "libcublas.so.13: needed by needs_blas/_ext."),
+        ("opens-dnn", "runtime", ["cublas", "cuda-runtime", "cudnn-cu13"], "libcudnn.so.9: needed by opens_dnn/_ext."),
+        ("needs-nothing-else", "none", [], "no file needs a library of CUDA"),
+        ("brings-own", "none", [], "no file needs a library of CUDA"),
+        ("finds-wheels", "none", ["cublas"], "nvidia-cublas 13.4.0.1 brings it"),
+        ("loses-wheels", "base", ["cublas", "cuda-runtime"], "brings it, found by way of /usr/local/cuda"),
+    ],
+)
+def test_what_is_chosen(
+    requirement: str, flavour: str, wheels: list[str], reason: str, small_cuda: World, tmp_path: Path
+) -> None:
+    found = locked(small_cuda, tmp_path, [requirement])
+    assert found["flavour"] == flavour
+    assert found["wheels"] == [f"nvidia-{name}" for name in wheels]
+    assert any(reason in line for line in found["reasons"]), found["reasons"]
+
+
+def test_the_choice_is_kept(small_cuda: World, tmp_path: Path) -> None:
+    """And made anew where something else is asked for."""
+    first = locked(small_cuda, tmp_path, ["needs-blas"])
+    path = tmp_path / "auto.lock.json"
+    text = path.read_text()
+    assert locked(small_cuda, tmp_path, ["needs-blas"]) == first
+    assert path.read_text() == text
+    assert locked(small_cuda, tmp_path, ["needs-cudart"])["flavour"] == "base"
+
+
+def test_what_the_profile_says_beside_it_counts(small_cuda: World, tmp_path: Path) -> None:
+    assert locked(small_cuda, tmp_path / "dnn", ["plain"], ", cudnn: true")["wheels"][-1] == "nvidia-cudnn-cu13"
+    assert "nvidia-cudnn-cu13" not in locked(small_cuda, tmp_path / "none", ["opens-dnn"], ", cudnn: false")["wheels"]
+
+
+def test_a_wheel_for_another_cuda(small_cuda: World, tmp_path: Path) -> None:
+    path = profile(tmp_path, ["needs-old"])
+    done = run(["lock", path], tmp_path, small_cuda.environment(small_cuda.root / "cache"))
+    assert done.code == 1
+    assert "needs-old 1.0 needs libcublas.so.12 (needs_old/_ext." in done.err
+    assert "and CUDA 13.2 has libcublas.so.13" in done.err
+    assert "hint: choose the cuda.version" in done.err
+
+
+def test_the_same_image_from_two_locks(small_cuda: World, tmp_path: Path) -> None:
+    digests = set()
+    for number, seed in enumerate(("1", "77")):
+        root = tmp_path / str(number)
+        path = profile(root, ["loses-wheels", "opens-dnn"])
+        environ = small_cuda.environment(root / "cache", PYTHONHASHSEED=seed)
+        digests.add(run(["publish", "-q", path, f"oci:{root / 'out'}"], root, environ).digest)
+    assert len(digests) == 1
