@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from builder.base import facts, reading, scan
@@ -11,11 +12,13 @@ from builder.base.facts import VENV, BaseError
 from builder.base.files import contents
 from builder.base.tree import Node, Tree
 from builder.baseimage import LockedFolder, LockedImage, hostless
+from builder.errors import HostileInputError
 from builder.image import BuiltLayer
 from builder.lock import LockedFile
 from builder.oci import spec
 from builder.oci.content import Source
 from builder.oci.digest import Digest
+from builder.oci.published import ImageError
 from builder.oci.spec import Platform
 from builder.plan import BaseLayer, base_layers
 from builder.profile import Profile
@@ -78,13 +81,25 @@ def resolve(
     now, then = own
     if kept and now == then:
         return kept
-    image = replace(kept, folders=()) if kept else _read(asked, *reader.opened())
-    if not asked.wheels and not now:
-        return image
-    tree = look(image, reader)
-    if not kept:
-        image = _with_facts(image, tree, reader, asked)
-    return replace(image, folders=folders(tree, now))
+    with _named(asked.name):
+        image = replace(kept, folders=()) if kept else _read(asked, *reader.opened())
+        if not asked.wheels and not now:
+            return image
+        tree = look(image, reader)
+        if not kept:
+            image = _with_facts(image, tree, reader, asked)
+        return replace(image, folders=folders(tree, now))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors say which image it is about."""
+    try:
+        yield
+    except (BaseError, HostileInputError) as error:
+        raise type(error)(f"base image {name}: {error}", hint=error.hint) from error
+    except ImageError as error:
+        raise ImageError(f"base image {name}: {error}", hint=BaseError.hint) from error
 
 
 def _asked(profile: Profile, platform: Platform) -> Asked:

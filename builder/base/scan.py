@@ -49,7 +49,7 @@ def make(
     Raises `HostileInputError` where it is not what the image says of it.
     """
     digest = layer.file.digest
-    name = f"{layer.file.path}: {layer.name} ({digest.short})"
+    name = f"{layer.file.path}, {layer.name} ({digest.short})"
     with store.temporary() as windows, store.path(digest).open("rb") as blob:
         try:
             scanned = foreign.scan(blob, COMPRESSIONS[layer.media_type], windows, soci.span_size, advance)

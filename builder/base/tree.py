@@ -99,7 +99,7 @@ class Tree:
                 return real, None
             if node.type == "symlink":
                 links += 1
-                if links > _MAX_LINKS:
+                if links > _MAX_LINKS or len(real) > _MAX_DEPTH:
                     return real, None
                 if node.link.startswith("/"):
                     real, nodes = [], [self.root]
@@ -138,15 +138,26 @@ class Tree:
 
     def _folder(self, path: str) -> Node:
         """The folder that members of `path` go into: links are followed, what is missing is made, as runtimes do."""
-        parts = [part for part in path.split("/") if part]
-        if len(parts) > _MAX_DEPTH:
-            raise HostileInputError(f"a path of this image has more than {_MAX_DEPTH} parts")
-        folder = self.root
-        for number, name in enumerate(parts):
-            node = folder.children.get(name)
+        waiting = path.split("/")[::-1]
+        nodes, links = [self.root], 0
+        while waiting:
+            if len(nodes) > _MAX_DEPTH:
+                raise HostileInputError(f"a path of this image has more than {_MAX_DEPTH} parts")
+            name = waiting.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                del nodes[max(1, len(nodes) - 1) :]
+                continue
+            node = nodes[-1].children.get(name)
             if node is not None and node.type == "symlink":
-                node = self._walk(parts[: number + 1])[1]
+                links += 1
+                if links > _MAX_LINKS:
+                    raise HostileInputError(f"/{path} leads over links without an end")
+                nodes = [self.root] if node.link.startswith("/") else nodes
+                waiting += node.link.split("/")[::-1]
+                continue
             if node is None or node.type != "dir":
-                node = folder.children[name] = Node("dir", 0o755, 0, "", 0, 0, self.layers)
-            folder = node
-        return folder
+                node = nodes[-1].children[name] = Node("dir", 0o755, 0, "", 0, 0, self.layers)
+            nodes.append(node)
+        return nodes[-1]

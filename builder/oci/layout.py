@@ -124,7 +124,9 @@ class Layout:
             raise LayoutError(f"{self.root}: the blob {digest} is missing", hint="publish to it again") from error
         except OSError as error:
             raise LayoutError(f"{self.root}: the blob {digest} cannot be read: {error.strerror}") from error
-        if len(data) > limit or Digest.of(data) != digest:
+        if len(data) > limit:
+            raise LayoutError(f"{self.root}: the blob {digest} is more than {limit} bytes", hint="choose another image")
+        if Digest.of(data) != digest:
             raise self._damaged(digest)
         return data
 
