@@ -76,7 +76,7 @@ def _one(build: str, version: str, flavour: str, cudnn: bool, folder: Path, env:
     lock = profile.with_suffix(".lock.json")
     lock.unlink(missing_ok=True)
     watch.run([build, "lock", str(profile)], env)
-    release = json.loads(lock.read_bytes())["platforms"][0]["cuda"]["version"]
+    release = ".".join(json.loads(lock.read_bytes())["platforms"][0]["cuda"]["version"].split(".")[:3])
     layout = folder / "layout"
     watch.run([build, "assemble", str(profile), "-o", f"oci:{layout}", "--no-attach"], env)
     document = json.loads(_output([build, "inspect", f"oci:{layout}", "--format", "json"], env, folder))

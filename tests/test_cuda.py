@@ -286,7 +286,9 @@ LIES = {
         broken(HEAD + b"Requires-Dist: x @ https://somewhere.example/x.whl ; extra == 'a'\nProvides-Extra: a\n"),
         "x is at an address",
     ),
-    "too many": (broken(HEAD + b"Requires-Dist: x\n" * 5000), "it has 5000 requirements"),
+    "too many": (broken(HEAD + b"Requires-Dist: x\n" * 5000), "it has 5000 requirements, the longest of 1 "),
+    "too long": (broken(HEAD + b"Requires-Dist: x; " + b"(" * 100_000), "the longest of 100003 characters"),
+    "too deep": (broken(HEAD + b"Requires-Dist: x; " + b"(" * 3000 + b"\n"), "is no requirement"),
     "too large": (broken(HEAD + b"#" * (2 << 20)), "its METADATA has 2097"),
 }
 

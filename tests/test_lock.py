@@ -148,6 +148,12 @@ def debian(document: dict[str, Any]) -> Any:
     return document["platforms"][0]["debian"]
 
 
+def cuda(document: dict[str, Any], place: int = 0, **change: object) -> None:
+    """Gives a platform a CUDA: the first has a Python, the second has none."""
+    found = {"version": "13.2.2", "flavour": "base", "request": f"sha256:{A}", **change}
+    document["platforms"][place]["cuda"] = found
+
+
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "format 0": (lambda d: d.update(format=0), r"\$\.format: 0 is no format"),
     "negative format": (lambda d: d.update(format=-1), r"\$\.format: -1 is no format"),
@@ -183,6 +189,20 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no mode": (lambda d: d["files"][1].update(mode="rwx"), "'rwx' is no mode"),
     "a link with a size": (lambda d: d["files"][0].update(size=1), "neither a file nor a symlink"),
     "a file without a digest": (lambda d: d["files"][1].pop("sha256"), "neither a file nor a symlink"),
+    "no release of CUDA": (lambda d: cuda(d, version="13.2"), "'13.2' is no release of CUDA"),
+    "a release that leads elsewhere": (lambda d: cuda(d, version="13.2/../x.1"), "is no release of CUDA"),
+    "no flavour": (lambda d: cuda(d, flavour="auto"), "'auto' is no flavour"),
+    "CUDA beside Python": (lambda d: cuda(d, python="3.11"), "wheels that are not those of Python"),
+    "CUDA's wheels beside Python": (
+        lambda d: cuda(d, wheels=python(d)["wheels"]),
+        "wheels that are not those of Python",
+    ),
+    "CUDA in no folder": (lambda d: cuda(d, 1), "'' is no version like 3.11"),
+    "CUDA elsewhere": (lambda d: cuda(d, 1, python="3.11/.."), "is no version like 3.11"),
+    "CUDA's wheels twice": (
+        lambda d: cuda(d, 1, python="3.11", wheels=[*python(d)["wheels"], *python(d)["wheels"]]),
+        "numpy is there twice",
+    ),
     "a platform": (lambda d: d["platforms"][0].update(platform="amd64"), r"\$\.platforms\[0\]\.platform"),
 }
 

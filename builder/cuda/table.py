@@ -20,6 +20,7 @@ OLDEST = Version("12.0")
 """Older releases are of other packages, most of them without files."""
 _FIELD = re.compile(r"^(Name|Version|Requires-Dist|Provides-Extra): *(.*)$", re.MULTILINE)
 _MAX_REQUIREMENTS = 4096
+_MAX_LINE = 4096
 
 
 class TableError(ValueError):
@@ -91,8 +92,8 @@ def parse(metadata: str, version: Version, environment: Environment) -> Release:
     if [Version(text) for text in fields.get("Version", ()) if _is_version(text)] != [version]:
         raise TableError(f"it says that it is version {', '.join(fields.get('Version', ())) or 'nothing'}")
     lines = fields.get("Requires-Dist", [])
-    if len(lines) > _MAX_REQUIREMENTS:
-        raise TableError(f"it has {len(lines)} requirements")
+    if len(lines) > _MAX_REQUIREMENTS or any(len(line) > _MAX_LINE for line in lines):
+        raise TableError(f"it has {len(lines)} requirements, the longest of {max(map(len, lines))} characters")
     requirements = [_requirement(line) for line in lines]
     components = {}
     for extra in fields.get("Provides-Extra", ()):
@@ -106,7 +107,7 @@ def parse(metadata: str, version: Version, environment: Environment) -> Release:
 def _requirement(line: str) -> Requirement:
     try:
         requirement = Requirement(line)
-    except InvalidRequirement as error:
+    except (InvalidRequirement, RecursionError) as error:
         raise TableError(f"{line[:200]!r} is no requirement") from error
     if requirement.url is not None:
         raise TableError(f"{requirement.name} is at an address and not on the index")
