@@ -1,4 +1,4 @@
-"""A way to a server on this machine that is as slow, for each connection, as a far one is, and that counts bytes."""
+"""A way to a server on this machine that is as slow and as far as a real one, for each connection, and that counts bytes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -17,19 +18,22 @@ _F_SETPIPE_SZ = 1031
 class Way:
     """What listens at `address` and passes on to `server`.
 
-    Answers flow at most at `rate` bytes a second on each connection, held back by the kernel; 0 is unlimited. `sent`
-    counts what went to the server so far, `connections` how many there were.
+    Answers flow at most at `rate` bytes a second on each connection, held back by the kernel; 0 is unlimited. A request comes
+    `latency` seconds late, and the first of a connection another `latency`, which it takes to connect. `sent` counts what
+    went to the server so far, `received` what came from there, `connections` how many there were.
     """
 
-    def __init__(self, server: str, rate: int = 0) -> None:
+    def __init__(self, server: str, rate: int = 0, latency: float = 0) -> None:
         self._host, _, port = server.rpartition(":")
         self._port = int(port)
         self._rate = rate
+        self._latency = latency
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._guard = threading.Lock()
         self._open: set[socket.socket] = set()
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.sent = 0
+        self.received = 0
         self.connections = 0
 
     def serve(self) -> None:
@@ -48,7 +52,8 @@ class Way:
                 self.connections += 1
                 self._open |= {near, far}
             for pair in ((near, far), (far, near)):
-                threading.Thread(target=self._pass_on, args=(*pair, pair[0] is near), daemon=True).start()
+                pass_on = self._delay if self._latency and pair[0] is near else self._pass_on
+                threading.Thread(target=pass_on, args=(*pair, pair[0] is near), daemon=True).start()
 
     def close(self) -> None:
         """Ends all connections."""
@@ -62,15 +67,32 @@ class Way:
                 each.close()
             self._open.clear()
 
+    def _delay(self, origin: socket.socket, target: socket.socket, counted: bool) -> None:
+        """Requests go to `target`, later."""
+        try:
+            time.sleep(self._latency)
+            while data := origin.recv(_PIPE):
+                time.sleep(self._latency)
+                target.sendall(data)
+                with self._guard:
+                    self.sent += len(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            for each in (origin, target):
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
     def _pass_on(self, origin: socket.socket, target: socket.socket, counted: bool) -> None:
         """What `origin` sends goes to `target`, through a pipe of the kernel: no byte comes here."""
         out, into = os.pipe()
         try:
             fcntl.fcntl(into, _F_SETPIPE_SZ, _PIPE)
             while count := os.splice(origin.fileno(), into, _PIPE):
-                if counted:
-                    with self._guard:
+                with self._guard:
+                    if counted:
                         self.sent += count
+                    else:
+                        self.received += count
                 while count:
                     count -= os.splice(out, target.fileno(), count)
             target.shutdown(socket.SHUT_WR)
@@ -84,9 +106,9 @@ class Way:
 
 
 @contextmanager
-def way(server: str, rate: int = 0) -> Iterator[Way]:
+def way(server: str, rate: int = 0, latency: float = 0) -> Iterator[Way]:
     """A `Way` to a server that is there for the length of a `with` block."""
-    passing = Way(server, rate)
+    passing = Way(server, rate, latency)
     thread = threading.Thread(target=passing.serve, daemon=True)
     thread.start()
     try:
