@@ -53,9 +53,14 @@ class Chunked:
         return cls(file, blob, cuts(file.size, index.chunk_size, index.header), index.chunks)
 
     @property
-    def key(self) -> Digest:
-        """What bytes on their way are kept under: they are as good as the hashes that they were checked against."""
-        return Digest.of("\n".join((self.file.sha256, *map(str, self.cuts), *(self.hashes or ()))).encode())
+    def parts_key(self) -> Digest:
+        """What chunks that were checked are kept under: they are as good as the hashes that they were checked against."""
+        return Digest.of("\n".join(("parts", self.file.sha256, *map(str, self.cuts), *(self.hashes or ()))).encode())
+
+    @property
+    def whole_key(self) -> Digest:
+        """What the file is kept under while all of it comes; it is checked at its end."""
+        return Digest.of("\n".join(("whole", self.file.sha256, *map(str, self.cuts))).encode())
 
     @property
     def largest(self) -> int:
@@ -69,11 +74,12 @@ class Chunked:
 
 @dataclass
 class Open:
-    """A file that is being filled; `landed` is told of each stretch that has come and was checked, `finished` is called after
-    one that made the file complete, perhaps more than once."""
+    """A file that is being filled; `landed` is told of each chunk that is there, `finished` is called after one that made the file
+    complete, perhaps more than once. Chunks are checked before they are written, unless `check` says otherwise."""
 
     chunked: Chunked
     filling: Filling
+    check: bool = True
     landed: Callable[[int, int], None] = lambda start, end: None
     finished: Callable[[], None] = lambda: None
     whole: threading.Lock = field(default_factory=threading.Lock)
@@ -100,14 +106,20 @@ class Fetcher:
         Raises `WrongModelError` where what comes is not what the index says, and what the source raises.
         """
         tasks: list[_Run | _Piece] = []
+        size = sum(opened.chunked.length(chunk) for opened, chunks in wanted for chunk in chunks)
+        most = min(PART, max(CHUNK_SIZE, size // CONNECTIONS))
         for opened, chunks in wanted:
             if chunks:
-                tasks += _runs(opened, chunks) if isinstance(self._source, Ranged) else [_Run(opened, 0, 0)]
+                tasks += _runs(opened, chunks, most) if isinstance(self._source, Ranged) else [_Run(opened, 0, 0)]
         if not tasks:
             return
-        if isinstance(self._source, Ranged) and len(tasks) <= CONNECTIONS // 2:
+        if (
+            isinstance(self._source, Ranged)
+            and len(tasks) <= CONNECTIONS // 2
+            and all(each.check for each, _ in wanted)
+        ):
             tasks = list(_shared(tasks))
-        largest = max(max(opened.chunked.largest for opened, _ in wanted), 1)
+        largest = max(1, *(opened.chunked.largest for opened, _ in wanted if opened.check), 1)
         threads = max(1, min(CONNECTIONS, len(tasks), _MEMORY // largest))
         spare: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         stop = Stop(self._stop)
@@ -134,6 +146,9 @@ class Fetcher:
     def _run(self, run: _Run, spare: queue.SimpleQueue[bytearray]) -> None:
         """Chunks that lie side by side, in one request; a wrong one is asked for again, alone."""
         opened = run.opened
+        if not opened.check:
+            self._run_unchecked(run)
+            return
         try:
             buffer = spare.get_nowait()
         except queue.Empty:
@@ -149,6 +164,20 @@ class Fetcher:
                 if attempt == _TRIES - 1:
                     raise _wrong(opened.chunked, chunk)
         spare.put(buffer)
+
+    def _run_unchecked(self, run: _Run) -> None:
+        """The same, each block written as it comes."""
+        opened, filling, chunk = run.opened, run.opened.filling, run.first
+        offset = filling.cuts[chunk]
+        for block in self._read(opened.chunked, offset, filling.cuts[run.last + 1]):
+            filling.write(offset, block)
+            offset += len(block)
+            while chunk <= run.last and offset >= filling.cuts[chunk + 1]:
+                filling.mark(chunk)
+                self._landed(opened, chunk)
+                chunk += 1
+        if chunk <= run.last:
+            raise WrongModelError(f"{opened.chunked.file.path}: its blob {opened.chunked.blob.digest} ends early")
 
     def _take(self, opened: Open, first: int, end: int, blocks: Iterator[bytes], buffer: bytearray) -> list[int]:
         """Cuts blocks into chunks; returns those of which other bytes came."""
@@ -193,13 +222,16 @@ class Fetcher:
     def _finish(self, opened: Open, chunk: int, data: memoryview) -> bool:
         """Whether these are the bytes of the chunk; then they are there now."""
         hashes = opened.chunked.hashes
-        if hashes is not None and Digest.of(data).hex != hashes[chunk]:
+        if opened.check and hashes is not None and Digest.of(data).hex != hashes[chunk]:
             return False
         opened.filling.put(chunk, data)
+        self._landed(opened, chunk)
+        return True
+
+    def _landed(self, opened: Open, chunk: int) -> None:
         opened.landed(*opened.filling.span(chunk))
         if opened.filling.complete:
             opened.finished()
-        return True
 
     def _read(self, chunked: Chunked, start: int, end: int) -> Iterator[bytes]:
         """The bytes in order. An address that the registry sends to may expire on the way there: it names a fresh one."""
@@ -269,12 +301,12 @@ class _Piece:
     shared: _Room
 
 
-def _runs(opened: Open, chunks: Sequence[int]) -> Iterator[_Run]:
-    """Chunks that lie side by side together, up to `PART` bytes."""
+def _runs(opened: Open, chunks: Sequence[int], most: int) -> Iterator[_Run]:
+    """Chunks that lie side by side together, up to so many bytes."""
     run: _Run | None = None
     cut = opened.chunked.cuts
     for chunk in chunks:
-        if run is not None and chunk == run.last + 1 and cut[chunk + 1] - cut[run.first] <= PART:
+        if run is not None and chunk == run.last + 1 and cut[chunk + 1] - cut[run.first] <= most:
             run.last = chunk
             continue
         if run is not None:

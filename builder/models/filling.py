@@ -1,9 +1,9 @@
 """A file of a model while it fills up, in any order, chunk by chunk; shared by threads and by processes.
 
 A journal beside it tells which chunks are there: its first line is a JSON object, each further line the number of a chunk.
-A chunk is written before its line is, and only after it was checked where its digest is known, so that whoever reads a
-line may read the chunk. After a crash of the machine lines may be on the disk whose bytes are not: the first line names
-the boot, and what is from another one does not count.
+A chunk is written before its line is, so that whoever reads a line may read the chunk; whether it was checked before, those
+who share the file agree upon. After a crash of the machine lines may be on the disk whose bytes are not: the first line
+names the boot, and what is from another one does not count.
 """
 
 from __future__ import annotations
@@ -79,12 +79,20 @@ class Filling:
                 self._take(self._journal)
 
     def put(self, chunk: int, data: memoryview) -> None:
-        """The bytes of a chunk, which were checked if they can be."""
-        offset = self.cuts[chunk]
-        while data:
-            count = os.pwrite(self._file, data, offset)
-            data = data[count:]
+        """The bytes of a chunk."""
+        self.write(self.cuts[chunk], data)
+        self.mark(chunk)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Some bytes of a chunk of which `mark` will tell."""
+        count = os.pwrite(self._file, data, offset)
+        while count < len(data):
+            data = memoryview(data)[count:]
             offset += count
+            count = os.pwrite(self._file, data, offset)
+
+    def mark(self, chunk: int) -> None:
+        """All bytes of the chunk were written."""
         with self._guard:
             os.write(self._journal, b"%d\n" % chunk)
             self._mark(chunk)

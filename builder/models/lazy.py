@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from builder.models.fetching import Fetcher
 from builder.models.formats import read_header
 from builder.models.lazyfile import LazyFile
 from builder.models.pull import Published, Pulling
+from builder.models.slices import Index
 from builder.models.tensors import LazyTensor
 from builder.models.values import Header, ModelFile, Tensor
 from builder.oci.digest import Digest
@@ -32,8 +33,6 @@ from builder.store import Store
 
 if TYPE_CHECKING:
     import torch
-
-_STRETCH = 64 << 20
 
 
 class Model:
@@ -107,10 +106,13 @@ class Model:
         pulling = Pulling(self._store, self._pulling.progress, subset=subset, stop=self._stop)
         return pulling.pull(self.published, Path(folder)).folder
 
-    def prefetch(self, *patterns: str) -> Prefetch:
-        """Fetches the tensors whose names a pattern matches, in the background, in the order of the patterns."""
+    def prefetch(self, *patterns: str, part: Callable[[Tensor], Index] | None = None) -> Prefetch:
+        """Fetches the tensors whose names a pattern matches, in the background, in the order of the patterns; many at once.
+
+        `part` tells what of each is wanted, such as `lambda tensor: slice(tensor.shape[0] // 2)`.
+        """
         names = dict.fromkeys(name for pattern in patterns or ("*",) for name in self.names(pattern))
-        return Prefetch(lambda stop: self._fetch(names, stop), Stop(self._stop))
+        return Prefetch(lambda stop: self._fetch(names, stop, part), Stop(self._stop))
 
     def state_dict(self, pattern: str = "*") -> dict[str, torch.Tensor]:
         """The tensors whose names a pattern matches, for torch."""
@@ -149,26 +151,19 @@ class Model:
                 self._files[path] = LazyFile(self._store, chunked, self._fetcher, lambda: self.path(path))
             return self._files[path]
 
-    def _fetcher(self) -> Fetcher:
-        return Fetcher(self.published.source.source, self._stop)
+    def _fetcher(self, stop: Stop | None = None) -> Fetcher:
+        return Fetcher(self.published.source.source, stop or self._stop)
 
-    def _fetch(self, names: Iterable[str], stop: Stop) -> None:
-        """Tensors in their order, about 64 MiB at a time."""
-        waiting: dict[str, list[tuple[int, int]]] = {}
-        size = 0
+    def _fetch(self, names: Iterable[str], stop: Stop, part: Callable[[Tensor], Index] | None = None) -> None:
+        """Tensors, or parts of them, side by side; those of one file after those of the other."""
+        wanted: dict[str, list[tuple[int, int]]] = {}
         for name in names:
             path, tensor = self._tensors[name]
-            waiting.setdefault(path, []).append((tensor.start, tensor.end))
-            size += tensor.end - tensor.start
-            if size >= _STRETCH:
-                self._ensure(waiting, stop)
-                waiting, size = {}, 0
-        self._ensure(waiting, stop)
-
-    def _ensure(self, waiting: Mapping[str, Sequence[tuple[int, int]]], stop: Stop) -> None:
-        for path, spans in waiting.items():
+            spans = [(0, tensor.end - tensor.start)] if part is None else self.tensor(name).spans(part(tensor))
+            wanted.setdefault(path, []).extend((tensor.start + start, tensor.start + end) for start, end in spans)
+        for path, spans in wanted.items():
             stop.check()
-            self._file(path).ensure(spans)
+            self._file(path).ensure(spans, stop)
 
 
 class Prefetch:

@@ -11,7 +11,10 @@ from pathlib import Path
 from builder.models.fetching import Chunked, Fetcher, Open
 from builder.models.filling import Filling
 from builder.oci.digest import Digest
+from builder.parallel import Stop
 from builder.store import Store
+
+_PATIENCE = 5.0
 
 
 class LazyFile:
@@ -21,22 +24,22 @@ class LazyFile:
     """
 
     def __init__(
-        self, store: Store, chunked: Chunked, fetcher: Callable[[], Fetcher], whole: Callable[[], Path]
+        self, store: Store, chunked: Chunked, fetcher: Callable[[Stop | None], Fetcher], whole: Callable[[], Path]
     ) -> None:
         self._store = store
         self._chunked = chunked
         self._new_fetcher = fetcher
         self._whole = whole
-        self._guard = threading.Lock()
-        self._coming: dict[int, threading.Event] = {}
+        self._news = threading.Condition()
+        self._coming: set[int] = set()
         self._open: Open | None = None
-        self._fetcher: Fetcher | None = None
         self._map: mmap.mmap | None = None
 
     def close(self) -> None:
-        """Lets go of the file; views of it stay good."""
-        with self._guard:
-            if self._open is not None:
+        """Lets go of the file when nothing is on its way to it any more; views of it stay good."""
+        with self._news:
+            ended = self._news.wait_for(lambda: not self._coming, _PATIENCE)
+            if self._open is not None and ended:
                 self._open.filling.close()
             self._open = self._map = None
 
@@ -45,28 +48,27 @@ class LazyFile:
         map = self.ensure([(start + begin, start + until) for begin, until in spans])
         return memoryview(map if map is not None else b"")[start:end]
 
-    def ensure(self, spans: Sequence[tuple[int, int]]) -> mmap.mmap | None:
+    def ensure(self, spans: Sequence[tuple[int, int]], stop: Stop | None = None) -> mmap.mmap | None:
         """These bytes are there afterwards; the file in memory, None if it is empty.
 
         Raises `WrongModelError` if the place gives other bytes, and what the source raises.
         """
         opened, map = self._opened()
-        if opened is not None:
-            self._fetch(opened, self._chunks(spans))
+        if opened is not None and self._fetch(opened, self._chunks(spans), stop):
+            return self._opened()[1]
         return map
 
     def _opened(self) -> tuple[Open | None, mmap.mmap | None]:
-        with self._guard:
+        with self._news:
             if self._map is None and self._chunked.file.size:
-                digest = Digest(self._chunked.file.sha256)
-                if self._store.has(digest, self._chunked.file.size):
-                    self._map = _mapped(self._store.path(digest))
+                if self._is_whole():
+                    self._map = _mapped(self._store.path(Digest(self._chunked.file.sha256)))
                 elif self._chunked.hashes is None:
                     self._map = _mapped(self._whole())
                 else:
                     with self._store.explained():
-                        filling = Filling(self._store.partial(self._chunked.key), self._chunked.cuts)
-                    self._open = Open(self._chunked, filling)
+                        filling = Filling(self._store.partial(self._chunked.parts_key), self._chunked.cuts)
+                    self._open = Open(self._chunked, filling, landed=self._landed)
                     self._map = filling.map()
             return self._open, self._map
 
@@ -78,32 +80,43 @@ class LazyFile:
                 found.update(range(bisect_right(cuts, start) - 1, bisect_right(cuts, end - 1)))
         return sorted(found)
 
-    def _fetch(self, opened: Open, chunks: Sequence[int]) -> None:
-        """Each chunk is fetched by the thread that needs it first; others wait, and try it themselves if that failed."""
+    def _fetch(self, opened: Open, chunks: Sequence[int], stop: Stop | None) -> bool:
+        """Each chunk is fetched by the thread that needs it first; others wait for it, and try it themselves if that failed.
+
+        Returns whether the whole file is in the store meanwhile, and this one of no use any more.
+        """
         filling = opened.filling
-        while chunks:
-            with self._guard:
+        while True:
+            with self._news:
                 if filling.missing(chunks):
                     filling.refresh()
                 missing = filling.missing(chunks)
-                mine = [chunk for chunk in missing if chunk not in self._coming]
-                theirs = {self._coming[chunk] for chunk in missing if chunk in self._coming}
                 if not missing:
-                    return
-                done = threading.Event()
-                self._coming.update(dict.fromkeys(mine, done))
-                if self._fetcher is None:
-                    self._fetcher = self._new_fetcher()
-            try:
-                with self._store.explained():
-                    self._fetcher.fetch([(opened, mine)])
-            finally:
-                with self._guard:
-                    for chunk in mine:
-                        del self._coming[chunk]
-                done.set()
-            for event in theirs:
-                event.wait()
+                    return False
+                if self._is_whole():
+                    self._open = self._map = None
+                    if not self._coming:
+                        filling.close()
+                    return True
+                mine = [chunk for chunk in missing if chunk not in self._coming]
+                self._coming.update(mine)
+            if mine:
+                try:
+                    with self._store.explained():
+                        self._new_fetcher(stop).fetch([(opened, mine)])
+                finally:
+                    with self._news:
+                        self._coming.difference_update(mine)
+                        self._news.notify_all()
+            with self._news:
+                self._news.wait_for(lambda left=missing: self._coming.isdisjoint(filling.missing(left)))  # type: ignore[misc]
+
+    def _landed(self, start: int, end: int) -> None:
+        with self._news:
+            self._news.notify_all()
+
+    def _is_whole(self) -> bool:
+        return self._store.has(Digest(self._chunked.file.sha256), self._chunked.file.size)
 
 
 def _mapped(path: Path) -> mmap.mmap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,11 @@ class LazyTensor:
         """How many bytes it has."""
         return self.tensor.end - self.tensor.start
 
+    def spans(self, index: Index) -> list[tuple[int, int]]:
+        """The bytes, counted from its first, that a part of it needs. Raises `IndexError`."""
+        count = math.prod(self.shape)
+        return spans(self.shape, self.nbytes * 8 // count, index) if count else []
+
     def bytes(self) -> memoryview:
         """All its bytes, as they are in the file; they may not be written."""
         return self.view([(0, self.nbytes)])
@@ -88,7 +94,7 @@ class LazyTensor:
         import numpy
 
         dtype = numpy.dtype(self._dtype())
-        view = self.view(spans(self.shape, dtype.itemsize * 8, index))
+        view = self.view(self.spans(index))
         array: np.ndarray[Any, Any] = numpy.frombuffer(view, dtype).reshape(self.shape)[index]
         return array
 

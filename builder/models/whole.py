@@ -7,14 +7,14 @@ brought is there for the next.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from builder.errors import StoreError
-from builder.models.delta import Older
+from builder.models.delta import Older, Place
 from builder.models.fetching import Chunked, Fetcher, Open, WrongModelError
-from builder.models.filling import Filling
+from builder.models.filling import Filling, journal_of
 from builder.oci.digest import Digest
 from builder.parallel import Stop, for_each
 from builder.progress import Progress, human_size
@@ -32,7 +32,7 @@ _MARGIN = 16 << 20
 @dataclass
 class Moved:
     """Where bytes came from: `fetched` over the network (or from a layout), `reused` from older versions, `resumed` from a
-    pull that was interrupted, `present` were in the store."""
+    pull that was interrupted, or from reads by the tensor, `present` were in the store."""
 
     fetched: int = 0
     reused: int = 0
@@ -75,7 +75,9 @@ class Bringing:
 
     def _batch(self, files: Sequence[Chunked], moved: Moved, advance: Callable[[int], None]) -> None:
         with ExitStack() as stack:
-            for chunked in sorted(files, key=lambda chunked: chunked.key):  # the same order everywhere: no deadlock
+            for chunked in sorted(
+                files, key=lambda chunked: chunked.whole_key
+            ):  # the same order everywhere: no deadlock
                 self._lock(stack, chunked)
             still = [chunked for chunked in files if not self._has(chunked)]
             others = sum(chunked.file.size for chunked in files) - sum(chunked.file.size for chunked in still)
@@ -96,7 +98,7 @@ class Bringing:
                 told = True
                 self.progress.note(f"waiting for {chunked.file.path}, which another process brings")
 
-        stack.enter_context(self.store.locked(partial_lock(chunked.key), check))
+        stack.enter_context(self.store.locked(partial_lock(chunked.whole_key), check))
 
     def _bring(self, files: Sequence[Chunked], moved: Moved, advance: Callable[[int], None]) -> None:
         def fetched(amount: int) -> None:
@@ -127,28 +129,28 @@ class Bringing:
             )
 
     def _reuse(self, wanted: Sequence[tuple[Open, int]], moved: Moved, advance: Callable[[int], None]) -> None:
-        """Takes chunks from older versions."""
+        """Takes chunks that were read by the tensor before, and those of older versions."""
         named = [(each, chunk, each.chunked.hashes[chunk]) for each, chunk in wanted if each.chunked.hashes is not None]
-        places = self.older.places({(digest, each.chunked.length(chunk)) for each, chunk, digest in named})
-        if not places:
-            return
+        older = self.older.places({(digest, each.chunked.length(chunk)) for each, chunk, digest in named})
+        read = {id(each): parts(self.store, each.chunked) for each in {id(each): each for each, _, _ in named}.values()}
         rooms = threading.local()
 
         def take(item: tuple[Open, int, str]) -> None:
             each, chunk, digest = item
             length = each.chunked.length(chunk)
-            place = places.get((digest, length))
-            if place is None:
-                return
             if len(getattr(rooms, "room", b"")) < length:
                 rooms.room = bytearray(length)
             view = memoryview(rooms.room)[:length]
-            if place.read(view) and Digest.of(view).hex == digest:
-                each.filling.put(chunk, view)
-                each.landed(*each.filling.span(chunk))
-                moved.add("reused", length)
-                advance(length)
+            for place, name in ((read[id(each)].get(chunk), "resumed"), (older.get((digest, length)), "reused")):
+                if place is not None and place.read(view) and Digest.of(view).hex == digest:
+                    each.filling.put(chunk, view)
+                    each.landed(*each.filling.span(chunk))
+                    moved.add(name, length)
+                    advance(length)
+                    return
 
+        if not older and not any(read.values()):
+            return
         failures = for_each(take, named, _READERS, Stop(self.stop))
         self.stop.check()
         if failures:
@@ -169,8 +171,8 @@ class _Whole:
 
     def __enter__(self) -> _Whole:
         with ExitStack() as stack:
-            filling = stack.enter_context(Filling(self._store.partial(self.chunked.key), self.chunked.cuts))
-            self.opened = Open(self.chunked, filling, finished=self.settle)
+            filling = stack.enter_context(Filling(self._store.partial(self.chunked.whole_key), self.chunked.cuts))
+            self.opened = Open(self.chunked, filling, check=False, finished=self.settle)
             self._follower: Follower | None = None
             if self.chunked.file.size >= _FOLLOWED:
                 self._follower = stack.enter_context(Follower(filling.path, self._stop))
@@ -205,7 +207,7 @@ class _Whole:
                     hint="it was published wrongly, or somebody tampered with it: publish it again",
                 )
             filling.forget(damaged)
-            self._fetcher.fetch([(Open(chunked, filling), damaged)])
+            self._fetcher.fetch([(Open(chunked, filling), damaged)])  # checked, where there is an index
             found = filling.digest()
         if found != expected:
             filling.discard()
@@ -214,6 +216,20 @@ class _Whole:
             )
         self._store.adopt(filling.path, expected)
         filling.settle()
+        read = self._store.partial(chunked.parts_key)
+        for path in (journal_of(read), read):
+            path.unlink(missing_ok=True)
+
+
+def parts(store: Store, chunked: Chunked) -> Mapping[int, Place]:
+    """The chunks of a file that were read by the tensor."""
+    path = store.partial(chunked.parts_key)
+    if not path.is_file():
+        return {}
+    with Filling(path, chunked.cuts) as filling:
+        missing = set(filling.missing())
+        chunks = [chunk for chunk in range(len(chunked.cuts) - 1) if chunk not in missing]
+    return {chunk: Place(path, chunked.cuts[chunk]) for chunk in chunks}
 
 
 def _damaged(opened: Open) -> list[int]:
