@@ -25,9 +25,11 @@ from builder.models.values import (
     INDEX_PATH,
     BadModelError,
     FileIndex,
+    Header,
     LocalModelFile,
     ModelFile,
     ModelIndex,
+    Tensor,
     check_path,
 )
 from builder.oci import spec
@@ -82,6 +84,15 @@ def test_the_manifest_is_what_modelpack_says(tmp_path: Path) -> None:
         "licenses": ["MIT", "Apache-2.0"],
     }
     assert config["modelfs"] == {"type": "layers", "diffIds": [layer["digest"] for layer in manifest["layers"]]}
+
+
+def test_what_a_gguf_file_says_is_said(tmp_path: Path) -> None:
+    header = Header("gguf", 64, (Tensor("a", "Q4_K", (256, 2), 64, 352),), {"general.architecture": "llama"})
+    file = FileIndex(ModelFile("m.gguf", 352, "0" * 64), CHUNK_SIZE, ("0" * 64,), header)
+    local = LocalModelFile(file.file, tmp_path)
+    config = json.loads(encode([local], ModelIndex((file,)), Description()).config[1])
+    assert config["config"] == {"format": "gguf", "paramSize": "512", "quantization": "Q4_K"}
+    assert config["descriptor"] == {"family": "llama"}
 
 
 def test_equal_files_make_equal_artifacts(tmp_path: Path) -> None:
@@ -245,6 +256,11 @@ def test_a_plain_artifact_is_a_model_too(tmp_path: Path) -> None:
             NotAModelError,
             "'x' is an archive",
         ),
+        (
+            {**manifest_of((OCTETS, {TITLE: "x"}, b"1")), "config": Descriptor("x", Digest.of(b"1"), 2).document()},
+            BadModelError,
+            "two sizes",
+        ),
         ({**manifest_of(), "layers": {}}, NotAModelError, "no list of layers"),
         ({**manifest_of(), "layers": [1]}, NotAModelError, "a descriptor needs"),
         ({**manifest_of(), "schemaVersion": 1}, NotAModelError, "schemaVersion"),
@@ -298,7 +314,9 @@ def test_an_index_of_other_files(change: Callable[[dict[str, Any]], None], tmp_p
 
 def test_a_configuration_that_lies(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    for data, why in ((b"{" * 100_000, "cannot be read"), (b"[" + b" " * (9 << 20) + b"]", "larger than")):
+    deep = b'{"config":' + b"[" * 40 + b"]" * 40 + b"}"
+    huge = b"[" + b" " * (9 << 20) + b"]"
+    for data, why in ((b"{" * 100_000, "cannot be read"), (huge, "larger than"), (deep, "nested more than 32 deep")):
         document = manifest_of((OCTETS, {TITLE: "x"}, b"1"))
         config = Descriptor("application/vnd.cncf.model.config.v1+json", Digest.of(data), len(data))
         stored(layout, {**document, "config": config.document()}, data, b"1")

@@ -157,3 +157,15 @@ def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert done.code == 0
     assert "\x1b" not in done.out
     assert "\\x1b[2J" in done.out
+
+
+def test_what_cannot_be_a_tag_is_passed_over(tmp_path: Path) -> None:
+    model = modelworld.small_model(tmp_path / "files")
+    publish(model, [Sink("layout", Layout(tmp_path / "layout"), ("v1",))], Silent())
+    path = tmp_path / "layout/index.json"
+    index = json.loads(path.read_text())
+    for tag in ("\x1b[2J", "../../v2/x", ""):
+        index["manifests"].append({**index["manifests"][0], "annotations": {"org.opencontainers.image.ref.name": tag}})
+    path.write_text(json.dumps(index))
+    done = run(["model", "list", "oci:layout", "--format", "json"], tmp_path, {"HOME": str(tmp_path)})
+    assert [item["tag"] for item in done.json] == ["v1"]

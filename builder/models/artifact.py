@@ -29,6 +29,7 @@ from builder.oci.spec import Descriptor
 
 MAX_CONFIG = 8 << 20
 """The largest configuration of a model that is read, in bytes."""
+_MAX_DEPTH = 32
 _IMAGE_CONFIGS = frozenset({spec.CONFIG, "application/vnd.docker.container.image.v1+json"})
 
 
@@ -128,6 +129,10 @@ def read_artifact(source: Source, manifest: Descriptor) -> ModelArtifact:
             )
     files = tuple((layer, ModelFile(name, layer.size, layer.digest.hex)) for layer, name in found if name != INDEX_PATH)
     check_paths((file.path for _, file in files), where)
+    sizes: dict[Digest, int] = {}
+    for layer in (config, *layers):
+        if sizes.setdefault(layer.digest, layer.size) != layer.size:
+            raise BadModelError(f"{where}: it says of {layer.digest} that it has two sizes")
     index = [layer for layer, name in found if name == INDEX_PATH]
     if len(index) > 1:
         raise BadModelError(f"{where}: {INDEX_PATH} is there twice")
@@ -166,9 +171,25 @@ def read_config(source: Source, artifact: ModelArtifact) -> Mapping[str, Any]:
         return {}
     try:
         document = json.loads(read_small(source, artifact.config, MAX_CONFIG))
+        _check_depth(document)
     except (ValueError, RecursionError, ImageError) as error:
         raise BadModelError(f"{artifact.manifest.digest}: its configuration cannot be read: {error}") from error
     return document if isinstance(document, dict) else {}
+
+
+def _check_depth(document: Any) -> None:
+    """Raises `ValueError` for a document that nobody could walk through."""
+    level = [document]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            below
+            for item in level
+            if isinstance(item, dict | list)
+            for below in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested more than {_MAX_DEPTH} deep")
 
 
 def _bare(manifest: Descriptor, artifact_type: str | None) -> Descriptor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ _ANNOTATION = "org.opencontainers.image."
 
 @dataclass(frozen=True)
 class Description:
-    """What people say of a model; what is empty is not said, and `format` to `quantization` then come from the files.
+    """What people say of a model; what is empty is not said; family, format, parameters, precision and quantization then
+    come from the files.
 
     `licenses` are SPDX expressions, `created` an RFC 3339 time, `base_name` and `base_digest` the model that this one was
     made from, `annotations` are added to the manifest's and win.
@@ -69,7 +71,7 @@ def configuration(index: ModelIndex, said: Description, layers: Iterable[Digest]
         "createdAt": said.created,
         "authors": list(said.authors),
         "vendor": said.vendor,
-        "family": said.family,
+        "family": said.family or _family(index),
         "name": said.name,
         "version": said.version,
         "title": said.title,
@@ -85,7 +87,7 @@ def configuration(index: ModelIndex, said: Description, layers: Iterable[Digest]
         "format": said.format or _format(index),
         "paramSize": said.parameters or _parameters(tensors),
         "precision": said.precision or _precision(tensors),
-        "quantization": said.quantization,
+        "quantization": said.quantization or _quantization(index),
     }
     return {
         "descriptor": {key: value for key, value in descriptor.items() if value},
@@ -124,6 +126,22 @@ def _format(index: ModelIndex) -> str:
         if file.header:
             sizes[file.header.format] += file.file.size
     return min(sizes, key=lambda name: (-sizes[name], name), default="")
+
+
+def _family(index: ModelIndex) -> str:
+    """What a GGUF file says of its architecture, such as `llama`."""
+    found = (file.header.metadata.get("general.architecture", "") for file in index.files if file.header)
+    return next(filter(None, found), "")
+
+
+def _quantization(index: ModelIndex) -> str:
+    """The type that has the most bytes in GGUF files, if that is one of GGUF's own, such as `Q4_K`."""
+    sizes: Counter[str] = Counter()
+    for file in index.files:
+        for tensor in file.header.tensors if file.header and file.header.format == "gguf" else ():
+            sizes[tensor.dtype] += tensor.end - tensor.start
+    most = min(sizes, key=lambda name: (-sizes[name], name), default="")
+    return most if re.fullmatch(r"I?T?Q\d.*|MXFP4|NVFP4", most) else ""
 
 
 def _parameters(tensors: Sequence[Tensor]) -> str:

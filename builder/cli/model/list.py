@@ -15,7 +15,7 @@ from builder.layers.untar import readable
 from builder.models.artifact import open_artifact, read_config
 from builder.models.values import BadModelError, ModelArtifact
 from builder.parallel import Stop, for_each
-from builder.places.destination import Destination
+from builder.places.destination import Destination, is_tag
 from builder.places.opening import open_source
 from builder.progress import human_size
 
@@ -40,7 +40,8 @@ def list_models(context: Context, place: str, form: str) -> None:
             artifact = open_artifact(source, tag)
             found[tag] = artifact, dict(read_config(source, artifact))
 
-    tags = [tag for tag in source.tags() if not tag.startswith("sha256-")]  # those stand for lists of referrers
+    # `sha256-…` stands for a list of referrers, and a registry may call anything a tag.
+    tags = [tag for tag in source.tags() if is_tag(tag) and not tag.startswith("sha256-")]
     for error in for_each(look, tags, context.settings.jobs, Stop()):
         raise error
     rows = [(tag, *found[tag]) for tag in sorted(found)]
