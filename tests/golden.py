@@ -19,6 +19,8 @@ FILE = Path(__file__).with_name("golden.json")
 PROFILES = {
     "real": ROOT / "tests/data/real.yaml",
     "both": ROOT / "tests/data/both.yaml",
+    "cuda": ROOT / "tests/data/cuda.yaml",
+    "cuda12": ROOT / "tests/data/cuda12.yaml",
     "ocr": ROOT / "profiles/ocr.yaml",
 }
 

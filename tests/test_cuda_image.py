@@ -139,7 +139,7 @@ def _is_folder(path: str, files: set[str]) -> bool:
 def cuda(world: World) -> World:
     """The small world with NVIDIA's wheels in small."""
     world.index.publish(*cudawheels.all_wheels())
-    libraries = (("libstdc++6", "12.2.0-14"), ("zlib1g", "1:1.2.13"))
+    libraries = (("libstdc++6", "12.2.0-14"), ("zlib1g", "1:1.2.13"), ("dash", "0.5.12"), ("g++", "4:12.2.0"))
     world.release(*(package(name, version, [Item(f"./usr/share/{name}/x", b"x")]) for name, version in libraries))
     return world
 
@@ -190,6 +190,24 @@ def test_an_image_with_cuda(cuda: World, tmp_path: Path, version: str, flavour: 
     assert env["NVIDIA_REQUIRE_CUDA"].startswith("cuda>=")
     assert labels["com.nvidia.cudnn.version"] == "9.26.0.51"
     assert (root / "opt/venv/pyvenv.cfg").exists() is bool(python)
+
+
+def test_an_image_with_cuda_is_verified_from_its_lock(cuda: World, tmp_path: Path) -> None:
+    """And its SBOM has the wheels, and a comparison with another one says what differs."""
+    profile = PROFILE.format(version="13.2.0", flavour="devel", cudnn="true", python="")
+    published(cuda, tmp_path, profile)
+    environ = cuda.environment(cuda.root / "cache")
+    done = run(["verify", "--format", "json", f"oci:{tmp_path / 'out'}"], tmp_path, environ)
+    assert done.json["verdict"] == "identical"
+    lock = tmp_path / "project/small.lock.json"
+    names = {deb["name"] for deb in json.loads(lock.read_bytes())["platforms"][0]["debian"]["packages"]}
+    assert names >= {"libc6", "libstdc++6", "zlib1g", "dash", "g++"}
+    other = write_project(tmp_path / "other", profile.replace("13.2.0", "13.2.1").replace("devel", "runtime"))
+    assert run(["lock", other], tmp_path, environ).code == 0
+    told = run(["diff", "--exit-code", lock, other.with_suffix(".lock.json")], tmp_path, environ)
+    assert told.code == 3
+    for line in ("nvidia-cuda-runtime", "13.2.51", "13.2.75", "nvidia-cuda-nvcc", "CUDA_VERSION", "devel", "runtime"):
+        assert line in told.out, told.out
 
 
 def test_images_with_and_without_python_share_layers(cuda: World, tmp_path: Path) -> None:
