@@ -503,8 +503,12 @@ def test_the_picture_is_what_is_unpacked(tmp_path_factory: pytest.TempPathFactor
         check=False,
     )
     tree = Tree()
-    for rows in made:
-        tree.add([_row(info) for info, _ in rows])
+    try:
+        for rows in made:
+            tree.add([_row(info) for info, _ in rows])
+    except HostileInputError:
+        assert done.returncode != 0, "umoci takes it"
+        return
     if done.returncode == 0:
         assert pictured(tree) == on_disk(root / "out"), [[info.name for info, _ in rows] for rows in made]
 

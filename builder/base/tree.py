@@ -6,7 +6,7 @@ Rows are those of `base.scan`; they come from strangers. Nothing is unpacked: th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from builder.errors import HostileInputError
@@ -20,8 +20,8 @@ _MAX_DEPTH = 512
 
 @dataclass(slots=True)
 class Node:
-    """A file, folder, link or device. `layer` and `path` say which member of which layer has its content; `children` are
-    those of a folder by name."""
+    """A file, folder, link or device. `layer` and `path` say which member of which layer has its content, `since` which layer
+    put it here; `children` are those of a folder by name."""
 
     type: str
     mode: int
@@ -31,6 +31,7 @@ class Node:
     gid: int
     layer: int = -1
     path: str = ""
+    since: int = -1
     children: dict[str, Node] = field(default_factory=dict)
 
 
@@ -40,6 +41,7 @@ class Tree:
     def __init__(self) -> None:
         self.root = Node("dir", 0o755, 0, "", 0, 0)
         self.layers = 0
+        self._cleared: dict[int, Node] = {}
 
     def add(self, rows: Sequence[Sequence[Any]]) -> None:
         """Lays the next layer over what is there. Whiteouts hide what lower layers have, wherever they stand in theirs.
@@ -50,10 +52,10 @@ class Tree:
             parent, _, name = row[0].rpartition("/")
             if name.startswith(_WHITEOUT):
                 self._hide(parent, name)
-        for row in rows:
-            if not row[0].rpartition("/")[2].startswith(_WHITEOUT):
+            else:
                 self._put(*row)
         self.layers += 1
+        self._cleared.clear()
 
     def at(self, path: str) -> Node | None:
         """What is at a path, absolute or relative to the root; symlinks are followed but for the last name."""
@@ -111,12 +113,27 @@ class Tree:
 
     def _hide(self, parent: str, name: str) -> None:
         found = self.find(parent)
-        if found is None:
+        if found is None or (name != _OPAQUE and name.startswith(_RESERVED)):
             return
+        folder, hidden = found[1], name.removeprefix(_WHITEOUT)
         if name == _OPAQUE:
-            found[1].children.clear()
-        elif not name.startswith(_RESERVED):
-            found[1].children.pop(name.removeprefix(_WHITEOUT), None)
+            self._keep_own(folder)
+        elif hidden in folder.children and not self._keep_own(folder.children[hidden]):
+            del folder.children[hidden]
+
+    def _keep_own(self, node: Node) -> bool:
+        """Takes what lower layers have out of a folder; whether the node is of this layer, or something in it.
+
+        Once in a layer is enough: nothing of lower layers comes back.
+        """
+        if id(node) in self._cleared:
+            return True
+        own = [(name, child) for name, child in node.children.items() if self._keep_own(child)]
+        node.children = dict(own)
+        if not own and node.since != self.layers:
+            return False
+        self._cleared[id(node)] = node
+        return True
 
     def _put(self, path: str, type_: str, mode: int, size: int, link: str, uid: int, gid: int) -> None:
         if not path:
@@ -128,13 +145,13 @@ class Tree:
             target = self.at(link)
             if target is None or target.type == "dir":
                 raise HostileInputError(f"/{path} is a hard link to {link!r}, which is no file of this image")
-            folder.children[name] = target
+            folder.children[name] = replace(target, since=self.layers)
             return
         known = folder.children.get(name)
         if type_ == "dir" and known and known.type == "dir":
-            known.mode, known.uid, known.gid = mode, uid, gid
+            known.mode, known.uid, known.gid, known.since = mode, uid, gid, self.layers
             return
-        folder.children[name] = Node(type_, mode, size, link, uid, gid, self.layers, path)
+        folder.children[name] = Node(type_, mode, size, link, uid, gid, self.layers, path, self.layers)
 
     def _folder(self, path: str) -> Node:
         """The folder that members of `path` go into: links are followed, what is missing is made, as runtimes do."""
@@ -158,6 +175,6 @@ class Tree:
                 waiting += node.link.split("/")[::-1]
                 continue
             if node is None or node.type != "dir":
-                node = nodes[-1].children[name] = Node("dir", 0o755, 0, "", 0, 0, self.layers)
+                node = nodes[-1].children[name] = Node("dir", 0o755, 0, "", 0, 0, self.layers, "", self.layers)
             nodes.append(node)
         return nodes[-1]
