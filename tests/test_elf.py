@@ -281,6 +281,20 @@ def test_names_across_the_pieces_of_a_file(tmp_path: Path) -> None:
             assert scan(file, [(0, len(data))]).libraries == ("libacross.so.7",)
 
 
+def test_where_a_name_may_begin(tmp_path: Path) -> None:
+    """After a NUL or with the part of the file, and not in the midst of one."""
+    with window(b"libfirst.so\0x libno.so\0libsecond.so.2\0", tmp_path) as file:
+        assert scan(file, [(0, file.size)]).libraries == ("libfirst.so", "libsecond.so.2")
+    text = b"x" * ((1 << 20) - 510) + b"libno.so.1\0" + bytes(600)
+    with window(text, tmp_path) as file:
+        assert scan(file, [(0, file.size)]).libraries == ()
+
+
+def test_the_last_of_two_counts(tmp_path: Path) -> None:
+    """As for ld.so."""
+    assert facts(Library(soname="libone.so", more=[(14, 4)]).made().data, tmp_path).soname == "one.so"
+
+
 EDITS = st.lists(st.tuples(st.integers(0, 1 << 16), st.binary(max_size=9), st.integers(0, 9)), min_size=1, max_size=5)
 PLACES = st.sampled_from(sorted(MADE.at.values()))
 NUMBERS = st.lists(st.tuples(PLACES, st.integers(0, 120), st.integers(0, (1 << 64) - 1)), max_size=3)

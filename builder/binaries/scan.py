@@ -33,7 +33,7 @@ def scan(file: Window, ranges: Sequence[tuple[int, int]]) -> Found:
     fatbins: list[int] = []
     for begin, end in ranges:
         for offset, piece in file.pieces(begin, end, _OVERLAP):
-            libraries.update(_libraries(piece))
+            libraries.update(_libraries(piece, whole=offset == begin))
             fatbins += (offset + at for at in _fatbins(piece) if not fatbins or offset + at > fatbins[-1])
             if len(libraries) > _MAX_NAMES or len(fatbins) > _MAX_FATBINS:
                 raise BinaryError(
@@ -43,14 +43,15 @@ def scan(file: Window, ranges: Sequence[tuple[int, int]]) -> Found:
     return Found(tuple(sorted(libraries)), tuple(fatbins))
 
 
-def _libraries(piece: bytes) -> Iterator[str]:
+def _libraries(piece: bytes, *, whole: bool) -> Iterator[str]:
+    """The names in a piece; `whole` says that a text may begin where it begins."""
     at = piece.find(b".so")
     while at >= 0:
         suffix = _SUFFIX.match(piece, at + 3)
         if suffix:
             begin = piece.rfind(b"\0", max(0, at - _MAX_NAME), at) + 1
             text = piece[begin : suffix.end() - 1]
-            if begin and _LIBRARY.fullmatch(text):
+            if (begin or whole) and _LIBRARY.fullmatch(text):
                 yield text.decode("ascii", "backslashreplace")
         at = piece.find(b".so", at + 3)
 

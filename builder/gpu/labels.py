@@ -51,8 +51,7 @@ def _encoded(code: Sequence[GpuCode]) -> str:
         names = [name.removeprefix("sm_") for name in item.sass]
         names += [f"c{name.removeprefix('compute_')}" for name in item.ptx]
         text = " ".join(names) + (f"@{item.isa}" if item.isa else "")
-        if text not in projects.setdefault(item.project, []):
-            projects[item.project].append(text)
+        projects.setdefault(item.project, []).append(text)
     return ";".join(f"{project}:{'|'.join(texts)}" for project, texts in projects.items())
 
 
