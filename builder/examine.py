@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from builder.errors import HostileInputError
+from builder.errors import BuilderError, HostileInputError
+from builder.models import modelpack
 from builder.oci import spec
 from builder.oci.companions import models
 from builder.oci.content import MAX_MANIFEST, Source
@@ -47,6 +48,12 @@ class ExaminedImage:
     """The models that it names, and the digests of their artifacts."""
 
 
+class NotAnImageError(BuilderError):
+    """What was named is published, but as something else."""
+
+    hint = "look into it with `build model inspect`"
+
+
 @dataclass(frozen=True)
 class Examined:
     """What a reference stands for; `top` is its descriptor."""
@@ -59,7 +66,8 @@ class Examined:
 def examine(source: Source, reference: str | None) -> Examined:
     """Reads what `reference` (or the only image) of a source is. Of layers nothing is read, of ztocs everything.
 
-    Raises `HostileInputError` where a document is not what the image specification says, and what reading raises.
+    Raises `NotAnImageError` for a model, `HostileInputError` where a document is not what the image specification says, and
+    what reading raises.
     """
     top = source.resolve(reference)
     try:
@@ -76,6 +84,8 @@ def _images(
 ) -> Iterator[ExaminedImage]:
     """The images of a manifest or index; `siblings` are the SOCI indexes beside it."""
     document = _document(source.manifest(descriptor))
+    if document.get("artifactType") == modelpack.ARTIFACT_TYPE:
+        raise NotAnImageError(f"{descriptor.digest} is a model, and no image")
     if "manifests" not in document:
         yield _image(source, descriptor.digest, document, siblings)
         return

@@ -100,6 +100,12 @@ def test_an_image_is_no_model(verb: str, place: str, tmp_path: Path) -> None:
     assert "has no files: none of its layers has a name\nhint: name a model" in done.err
 
 
+def test_a_model_is_no_image(place: str, tmp_path: Path) -> None:
+    done = run(["inspect", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)})
+    assert (done.code, done.out) == (1, "")
+    assert "is a model, and no image\nhint: look into it with `build model inspect`" in done.err
+
+
 def test_diff(place: str, tmp_path: Path) -> None:
     done = run(["model", "diff", "--exit-code", f"{place}:v1", f"{place}:v2"], tmp_path, {"HOME": str(tmp_path)})
     assert done.code == 3
