@@ -188,10 +188,10 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 import papers, test_sbom
-from builder import attach
 from builder.oci.artifact import encode
+from builder.papers import documents
 lock = papers.lock(platforms=(papers.AMD64, papers.ARM64))
-for artifact in attach.documents(lock, papers.image(lock), {{"a.yaml": b"x", "../b.yaml": b"y"}}, test_sbom.TOLD):
+for artifact in documents(lock, papers.image(lock), {{"a.yaml": b"x", "../b.yaml": b"y"}}, test_sbom.TOLD):
     print(encode(artifact).manifest.digest)
 """
 
