@@ -19,6 +19,7 @@ import judges
 import modelworld
 import pytest
 from conftest import _other_pythons
+from test_fetch import disk
 from test_model_pull import found, push
 
 from builder.models.client import client, modules
@@ -151,13 +152,23 @@ def test_replicas_of_a_node_download_once(program: Path, registry: str, tmp_path
     assert all(found(tmp_path / f"model-{n}") == FILES for n in range(4))
 
 
-def test_two_pulls_into_one_folder(program: Path, registry: str, tmp_path: Path) -> None:
-    processes = [start(program, [f"{registry}/some/image:v1", "model"], tmp_path) for _ in range(4)]
+@pytest.mark.parametrize("options", [[], ["--no-cache"]], ids=["cache", "no-cache"])
+def test_two_pulls_into_one_folder(program: Path, registry: str, tmp_path: Path, options: list[str]) -> None:
+    processes = [start(program, [f"{registry}/some/image:v1", "model", *options], tmp_path) for _ in range(4)]
     for process in processes:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
     assert found(tmp_path / "model") == FILES
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"] if options else ["cache", "model"]
+
+
+def test_a_mounted_volume_without_a_cache(program: Path, registry: str, tmp_path: Path) -> None:
+    with disk(tmp_path / "model", "128m") as volume:
+        for _ in range(2):
+            code, _, err = run(program, [f"{registry}/some/image:v1", volume, "--no-cache"], tmp_path)
+            assert code == 0, err
+            assert found(volume) == FILES
+            assert sorted(path.name for path in (volume / ".build").iterdir()) == ["model.json"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -17,11 +18,12 @@ from builder.cli.context import Context
 from builder.cli.options import common, format_option, model_cache_option, plain_http_option
 from builder.errors import UsageError
 from builder.models.opening import published
-from builder.models.placing import How
+from builder.models.placing import FolderError, How
 from builder.models.pull import Pulled, Pulling
 from builder.places.destination import Destination, Repository
 from builder.progress import human_size
 from builder.store import Store
+from builder.store.locks import is_same_file
 
 
 @click.command(
@@ -148,8 +150,28 @@ def _store(context: Context, cache: Path | None, target: Path | None) -> Iterato
         return
     target = target.absolute()
     root = target / ".build/cache" if target.is_mount() else target.with_name(f".{target.name}.cache")
-    yield Store(root)
-    shutil.rmtree(root, ignore_errors=True)
+    held = _alone(root)
+    try:
+        yield Store(root)
+        shutil.rmtree(root, ignore_errors=True)
+    finally:
+        os.close(held)
+
+
+def _alone(folder: Path) -> int:
+    """Makes a folder, and waits until no other process has it; what is returned is to be closed."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise FolderError(
+                f"{folder}: cannot be made: {error.strerror}", hint="choose a folder where you may write"
+            ) from error
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if is_same_file(held, folder):
+            return held
+        os.close(held)  # the other one removed it at its end
 
 
 def _told(pulled: Pulled) -> str:
