@@ -110,18 +110,18 @@ def _candidates(
         ("none", False, False),
         ("base", False, False),
         ("base", False, True),
+        ("base", True, False),
+        ("base", True, True),
         ("runtime", False, False),
         ("runtime", False, True),
         ("runtime", True, False),
         ("runtime", True, True),
-        ("base", True, False),  # cuDNN needs cuBLAS, so that this is for who says so only
-        ("base", True, True),
     ):
         if cudnn not in ("auto", has_cudnn) or nccl not in ("auto", has_nccl):
             continue
         extras = [extra for extra in _EXTRAS[flavour] if components is None or extra in components]
         names = [name for extra in extras for name in libraries[extra]]
-        names += libraries["cudnn"] if has_cudnn else ()
+        names += (*libraries["cudnn"], *libraries["cublas"]) if has_cudnn else ()  # cuDNN's wheel requires cuBLAS's
         names += libraries["nccl"] if has_nccl else ()
         yield Candidate(flavour, has_cudnn, has_nccl, frozenset(names))
 
