@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from builder import baseimage, documents
 from builder.baseimage import LockedImage
 from builder.errors import BuilderError
-from builder.gpu.contract import GpuContract
+from builder.gpu.values import GpuContract
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 from builder import baseimage
 from builder.baseimage import LockedFolder, LockedImage
-from builder.gpu import labels as gpu_labels
 from builder.lock import (
     Lock,
     LockedCuda,
@@ -192,7 +191,9 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
     if lock.files or lock.templates:
         layers.append(_files(lock, locked.image))
     if locked.gpu:
-        annotations |= gpu_labels.labels(locked.gpu)
+        from builder.gpu.labels import labels  # few images have GPUs
+
+        annotations |= labels(locked.gpu)
     config = _config(lock.image, locked)
     return PlatformPlan(locked.platform, tuple(layers), config, locked.image, tuple(sorted(annotations.items())))
 
@@ -307,8 +308,10 @@ def _config(image: Execution, locked: LockedPlatform) -> Execution:
         env = environment.variables(locked.cuda.version, locked.cuda.flavour, below)
         labels = environment.labels({wheel.name: wheel.version for wheel in locked.wheels}) | labels
     if locked.gpu:
-        env |= gpu_labels.environment(locked.gpu)
-        labels = gpu_labels.labels(locked.gpu) | labels
+        from builder.gpu import labels as gpu
+
+        env |= gpu.environment(locked.gpu)
+        labels = gpu.labels(locked.gpu) | labels
     if locked.image:
         own = replace(image, env=tuple((env | dict(image.env)).items()), labels=tuple(labels.items()))
         return baseimage.inherited(locked.image.execution, own, path)

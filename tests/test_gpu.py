@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from builder import documents
 from builder.gpu import architectures, drivers, labels
-from builder.gpu.contract import GpuCode, GpuContract, GpuError, Support, check, decide, verdict
+from builder.gpu.contract import GpuError, Support, check, decide, verdict
+from builder.gpu.values import GpuCode, GpuContract
 
 CLOSURES = json.loads((Path(__file__).parent / "data/gpu/closures.json").read_text())
 """What `builder.binaries.contract.gpu_code` says of the wheels of torch 2.15.0, onnxruntime-gpu[cuda,cudnn] 1.31.1,

@@ -125,6 +125,16 @@ def test_the_image_tells_it(published: Path) -> None:
     assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
 
 
+def test_the_plan_shows_it(gpu_world: World, published: Path) -> None:
+    environ = gpu_world.environment(gpu_world.root / "cache")
+    shown = run(["plan", "kernels.yaml"], published, environ).out
+    assert shown.splitlines()[-1] == (
+        "GPUs: sm_80, sm_86, sm_89, sm_90 natively; sm_120, sm_121 compiled by the driver; driver 525.60.13 or later"
+    )
+    document = run(["plan", "kernels.yaml", "--format", "json"], published, environ).json
+    assert document["gpu"] == {"linux/amd64": contract(published)}
+
+
 ANSWERS = {
     "sm_90": (0, "linux/amd64: sm_90: runs natively\nlinux/amd64: driver 525.60.13 or later\n"),
     "sm_86": (

@@ -14,7 +14,8 @@ from builder.binaries import image
 from builder.binaries.facts import BinaryFacts, InputFacts
 from builder.binaries.gather import gather
 from builder.gpu.architectures import ordered
-from builder.gpu.contract import GpuCode, GpuContract, GpuError, check, decide
+from builder.gpu.contract import GpuError, check, decide
+from builder.gpu.values import GpuCode, GpuContract
 from builder.lock import LockedDeb, LockedFile, LockedPlatform, LockedWheel
 from builder.oci import spec
 from builder.oci.digest import Digest

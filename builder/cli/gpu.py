@@ -11,6 +11,7 @@ from builder.errors import HostileInputError
 from builder.examine import ExaminedImage
 from builder.gpu import architectures, drivers, labels
 from builder.gpu.contract import Support, Verdict, verdict
+from builder.gpu.values import GpuContract
 
 
 def architecture(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
@@ -24,6 +25,14 @@ def architecture(_context: click.Context, _parameter: click.Parameter, value: st
         near = f"; did you mean sm_{digits}?" if digits.isdecimal() and len(digits) in (2, 3) else ""
         raise click.BadParameter(f"{error}{near}") from error
     return value
+
+
+def summary(contract: GpuContract) -> str:
+    """What a contract says, in a line or two."""
+    lists = (("natively", contract.native), ("compiled by the driver", contract.ptx))
+    parts = [f"{', '.join(names)} {how}" for how, names in lists if names]
+    driver = f"; driver {contract.driver} or later" if contract.driver else ""
+    return f"GPUs: {'; '.join(parts) or 'none'}{driver}"
 
 
 @dataclass(frozen=True)

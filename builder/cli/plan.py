@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from builder import documents
 from builder import plan as plans
 from builder.assemble import known_layers
 from builder.cli.context import Context
@@ -37,11 +38,14 @@ def plan(context: Context, profile: Path, relock: bool, form: str) -> None:
     lock = work.current_lock(relock)
     planned = plans.plan(lock)
     known = known_layers(planned, context.store)
+    contracts = {item.platform: item.gpu for item in lock.platforms if item.gpu}
     if form == "json":
         document: dict[str, object] = {
             str(item.platform): [_document(layer, known.get(layer)) for layer in item.layers]
             for item in planned.platforms
         }
+        if contracts:
+            document["gpu"] = {str(platform): documents.dump(found) for platform, found in contracts.items()}
         if lock.models:
             document["models"] = [_model(model) for model in lock.models]
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
@@ -50,6 +54,10 @@ def plan(context: Context, profile: Path, relock: bool, form: str) -> None:
         click.echo(f"{planned.name} for {item.platform}")
         rows = [_row(number, layer, known.get(layer)) for number, layer in enumerate(item.layers, 1)]
         click.echo(table(("", "LAYER", "INPUTS", "INPUT SIZE", "BLOB"), rows, right=(0, 3)))
+        if item.platform in contracts:
+            from builder.cli.gpu import summary  # few images have GPUs
+
+            click.echo(summary(contracts[item.platform]))
     if lock.models:
         models = [
             (

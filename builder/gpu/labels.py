@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from builder.gpu.contract import GpuCode, GpuContract
 from builder.gpu.drivers import version
+from builder.gpu.values import GpuCode, GpuContract
 
 _PREFIX = "vnd.layerwright.gpu."
 NATIVE, PTX, PARTLY = f"{_PREFIX}native", f"{_PREFIX}ptx", f"{_PREFIX}partly"
