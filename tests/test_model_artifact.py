@@ -17,6 +17,7 @@ from registryworld import as_stream
 
 from builder.models.artifact import NotAModelError, encode, open_artifact, read_config, read_index
 from builder.models.describe import Description
+from builder.models.image import image_of
 from builder.models.modelpack import kind
 from builder.models.publish import publish
 from builder.models.scanning import ChangedFileError, model_index
@@ -108,6 +109,17 @@ def test_equal_files_make_equal_artifacts(tmp_path: Path) -> None:
     other = encode(local, model_index(local, None, Silent()), replace(said, version="2"))
     assert other.manifest.digest != first.manifest.digest
     assert other.index == first.index
+
+
+def test_digests_are_those_of_ever(tmp_path: Path) -> None:
+    """Another digest here is another format: what was published once is published again by everybody."""
+    model = modelworld.small_model(tmp_path)
+    image = image_of(model, None, Silent())
+    assert str(model.index[0].digest) == "sha256:1c549548a1b2f997f97ea5ce13876b3ce2fb0930b06c66a8d8fcd42516426fea"
+    assert str(model.manifest.digest) == "sha256:0bb3731c3d0997374d63ec6520e3650b55a665feb020aee97390de1fe56430a6"
+    assert (
+        str(image.index.descriptor.digest) == "sha256:cf71dc704bd287c3df3741b578f57ef922ee281b688c878bcec7284a78da0a40"
+    )
 
 
 def test_what_the_store_remembers_is_not_read_again(tmp_path: Path) -> None:

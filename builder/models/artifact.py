@@ -76,9 +76,15 @@ def encode(files: Sequence[LocalModelFile], index: ModelIndex, description: Desc
     described = indexes.encode(index)
     index_file = ModelFile(INDEX_PATH, len(described), Digest.of(described).hex)
     layers = [modelpack.layer(file) for file in (*(local.file for local in ordered), index_file)]
-    words = spec.encode(describe.configuration(index, description, (layer.digest for layer in layers)))
+    try:
+        words = spec.encode(describe.configuration(index, description, (layer.digest for layer in layers)))
+        annotations = describe.manifest_annotations(description)
+        spec.encode(annotations)
+    except UnicodeEncodeError as error:
+        raise BadModelError(
+            f"what is said of the model is not UTF-8: {error.object!r}"[:200], hint="say it in UTF-8"
+        ) from error
     config = Descriptor(modelpack.CONFIG, Digest.of(words), len(words))
-    annotations = describe.manifest_annotations(description)
     document = {
         "schemaVersion": 2,
         "mediaType": spec.MANIFEST,
