@@ -85,7 +85,13 @@ def _nvidias() -> list[Archive]:
         ("nvidia-nccl-cu13", "2.30.7"): {"nccl/lib/libnccl.so.2": Elf("libnccl.so.2")},
     }
     wheels = [
-        wheel(name, version, tag=cudawheels.X86, files={f"nvidia/{path}": elf.bytes() for path, elf in files.items()})
+        wheel(
+            name,
+            version,
+            tag=cudawheels.X86,
+            requires=["nvidia-cublas"] if "cudnn" in name else [],
+            files={f"nvidia/{path}": elf.bytes() for path, elf in files.items()},
+        )
         for (name, version), files in libraries.items()
     ]
     return [cudawheels.table("13.2.1", {"cudart": "13.2.75", "cublas": "13.4.0.1"}), *wheels]
@@ -115,7 +121,7 @@ def profile(root: Path, requirements: Sequence[str], more: str = "") -> Path:
         ("plain", "none", [], "no file needs a library of CUDA"),
         ("needs-cudart", "base", ["cuda-runtime"], "libcudart.so.13: needed by needs_cudart/_ext."),
         ("needs-blas", "runtime", ["cublas", "cuda-runtime"], "libcublas.so.13: needed by needs_blas/_ext."),
-        ("opens-dnn", "runtime", ["cublas", "cuda-runtime", "cudnn-cu13"], "libcudnn.so.9: needed by opens_dnn/_ext."),
+        ("opens-dnn", "base", ["cublas", "cuda-runtime", "cudnn-cu13"], "libcudnn.so.9: needed by opens_dnn/_ext."),
         ("needs-nothing-else", "none", [], "no file needs a library of CUDA"),
         ("brings-own", "none", [], "no file needs a library of CUDA"),
         ("finds-wheels", "none", ["cublas"], "nvidia-cublas 13.4.0.1 brings it"),

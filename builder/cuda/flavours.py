@@ -94,7 +94,8 @@ class Candidate:
 def candidates(
     version: str, cudnn: Choice = "auto", nccl: Choice = "auto", *, components: Collection[str] | None = None
 ) -> tuple[Candidate, ...]:
-    """What `auto` can become for a CUDA version such as `13.2`, the smallest first. `devel` is never chosen by itself.
+    """What `auto` can become for a CUDA version such as `13.2`, the first that brings what is needed being the
+    smallest that does. `devel` is never chosen by itself.
 
     Where the profile says whether it wants cuDNN or NCCL, all candidates do as it says, and `none` is no candidate if
     it wants one. `components` are those that the release has (`Release.components`); without them, all that any has.
@@ -110,10 +111,10 @@ def _candidates(
         ("none", False, False),
         ("base", False, False),
         ("base", False, True),
-        ("base", True, False),
-        ("base", True, True),
         ("runtime", False, False),
         ("runtime", False, True),
+        ("base", True, False),  # smaller than runtime, but only for what needs cuDNN
+        ("base", True, True),
         ("runtime", True, False),
         ("runtime", True, True),
     ):
