@@ -329,6 +329,11 @@ def test_precision(profile: Path, environment: dict[str, str]) -> None:
     shutil.rmtree(profile.parent / "out")
     assert build(profile, environment, "publish", "-q", profile, "oci:out").code == 0
     assert store.is_file()
+    # another machine takes it from a mirror, and converts nothing
+    elsewhere = {"XDG_CACHE_HOME": str(profile.parent / "cache"), "LAYERWRIGHT_OFFLINE": "1", "HOME": "/nowhere"}
+    elsewhere["LAYERWRIGHT_MIRRORS"] = str(Path(environment["XDG_CACHE_HOME"]) / "layerwright")
+    done = build(profile, {**environment, **elsewhere}, "publish", "-q", profile, "oci:other")
+    assert (done.code, Layout(profile.parent / "other").blobs()) == (0, Layout(profile.parent / "out").blobs())
 
 
 @pytest.mark.parametrize(

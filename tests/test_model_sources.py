@@ -216,6 +216,22 @@ def test_an_address(server: FaultServer, means: Means) -> None:
     assert collected.source == "https:///a/w.safetensors"
 
 
+def test_an_address_with_credentials(server: FaultServer, means: Means, tmp_path: Path) -> None:
+    """Those of netrc go to that host, and not to where it redirects."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    with faultserver.serving() as other:
+        other.files["/x"] = WEIGHTS
+        server.files["/w.safetensors"] = b""
+        server.always["/w.safetensors"] = faultserver.redirect(other.url("/x").replace("127.0.0.1", "localhost"))
+        model = Model(name="m", source=server.url("/w.safetensors"))
+        (locked,) = lock_models([model], {}, means)
+        assert _contents(model, locked, replace(means_in(tmp_path / "new"), environ=means.environ)) == {
+            "w.safetensors": WEIGHTS
+        }
+        assert {seen.headers.get("authorization") for seen in server.seen} == {"Basic bWU6c2VjcmV0"}
+        assert {seen.headers.get("authorization") for seen in other.seen} == {None}
+
+
 def test_an_address_in_parts_that_changes_meanwhile(server: FaultServer, means: Means) -> None:
     """The parts are asked for as parts of the file that was measured; of another one the server gives none."""
     data = os.urandom(40 << 20)

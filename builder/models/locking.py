@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from builder.errors import StaleLockError
-from builder.lock import LockedModel, LockedModelFile
+from builder.errors import FetchError, OfflineError, StaleLockError
+from builder.lock import LockedFile, LockedModel, LockedModelFile
 from builder.models import sources
 from builder.models.artifact import EncodedModel, encode
 from builder.models.describe import PRECISIONS, Description
@@ -107,13 +107,31 @@ def materialise(
         wanted = locked.files if needed is None else needed
         return sources.bring(model.source, locked, wanted, means)
     wanted = locked.converted if needed is None else needed
-    if not all(means.store.has(Digest(file.sha256), file.size) for file in wanted):
+    if not _from_mirrors(model, wanted, means):
         files = sources.bring(model.source, locked, locked.files, means)
         if _convert(files, locked.precision, means) != locked.converted:
             raise StaleLockError(
                 f"model {model.name}: converting it to {locked.precision} makes other bytes than are locked"
             )
     return tuple(map(means.stored, wanted))
+
+
+def _from_mirrors(model: Model, files: Sequence[LockedModelFile], means: Means) -> bool:
+    """Whether converted files are in the store, or a mirror has them: no origin does."""
+    locked = [LockedFile(f"model {model.name}", file.path, file.sha256, file.size) for file in files]
+    if not all(means.store.has(file.digest, file.size) for file in locked):
+        try:
+            means.fetcher(_Nowhere(), None).ensure(locked)
+        except (FetchError, OfflineError):
+            return False
+    return True
+
+
+class _Nowhere:
+    """The origin of what was made here."""
+
+    def urls(self, file: LockedFile) -> tuple[str, ...]:
+        return ()
 
 
 def encoded(model: Model, locked: LockedModel, means: Means, needed: Sequence[LockedModelFile]) -> EncodedModel:

@@ -205,14 +205,15 @@ def _with_credentials(url: str, names: Mapping[str, str], environ: Mapping[str, 
         variable = "UV_INDEX_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
         user, password = environ.get(f"{variable}_USERNAME"), environ.get(f"{variable}_PASSWORD")
     if user is None and password is None:
-        user, password = _netrc_entry(parts.hostname or "", environ)
+        user, password = netrc_entry(parts.hostname or "", environ)
     if user is None and password is None:
         return url
     userinfo = quote(user or "", safe="") + (":" + quote(password, safe="") if password else "")
     return urlunsplit(parts._replace(netloc=f"{userinfo}@{parts.netloc}"))
 
 
-def _netrc_entry(host: str, environ: Mapping[str, str]) -> tuple[str | None, str | None]:
+def netrc_entry(host: str, environ: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """User and password that the user's netrc has for a host; (None, None) where it has none, or cannot be read."""
     path = environ.get("NETRC") or (str(Path(environ["HOME"], ".netrc")) if environ.get("HOME") else None)
     if path is None:
         return None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from builder.models.sources.selection import select
 from builder.models.values import LocalModelFile
 from builder.oci.digest import Digest
 from builder.parallel import Stop
+from builder.sources.indexes import netrc_entry
 from builder.store import hash_of, partial_lock
 from builder.transfer import Lane, download, forget, settle
 
@@ -36,7 +38,8 @@ def collect(text: str, wanted: Wanted, means: Means) -> Collected:
 def bring(text: str, locked: LockedModel, files: Sequence[LockedModelFile], means: Means) -> tuple[LocalModelFile, ...]:
     """The file from the same address, if it still has those bytes."""
     path = urlsplit(text).path.strip("/")
-    means.fetcher(_At(text), None).ensure(LockedFile(_ORIGIN, path, file.sha256, file.size) for file in files)
+    locked = [LockedFile(_ORIGIN, path, file.sha256, file.size) for file in files]
+    means.fetcher(_At(text), Asking(means.client, text, _credentials(text, means))).ensure(locked)
     return tuple(map(means.stored, files))
 
 
@@ -68,6 +71,15 @@ class Asking:
         return self.client.patience(stop)
 
 
+def _credentials(text: str, means: Means) -> dict[str, str]:
+    """What the user's netrc says of the host, as a header."""
+    user, password = netrc_entry(urlsplit(text).hostname or "", means.environ)
+    if user is None and password is None:
+        return {}
+    encoded = base64.b64encode(f"{user or ''}:{password or ''}".encode()).decode()
+    return {"authorization": f"Basic {encoded}"}
+
+
 def _name(text: str) -> str:
     name = unquote(urlsplit(text).path.rstrip("/").rpartition("/")[2])
     if not name or "/" in name:
@@ -84,8 +96,10 @@ def _download(text: str, means: Means) -> tuple[Digest, int]:
     store, stop = means.store, Stop()
     shown = redact(text)
 
+    secret = _credentials(text, means)
+
     def measure() -> tuple[int, str, str]:
-        with means.client.open(text) as answer:
+        with means.client.open(text, secret) as answer:
             size, etag = answer.headers.get("content-length", ""), answer.headers.get("etag", "")
             return int(size) if size.isdecimal() else -1, etag, answer.headers.get("last-modified", "")
 
@@ -101,7 +115,7 @@ def _download(text: str, means: Means) -> tuple[Digest, int]:
         path = store.partial(key)
         if not strong and not modified:
             forget(path)  # nothing says that what is left there is of the same file
-        opener = Asking(means.client, text, {"if-match": strong} if strong else {})
+        opener = Asking(means.client, text, secret | ({"if-match": strong} if strong else {}))
         lane = Lane(
             opener, threading.BoundedSemaphore(_CONNECTIONS), _CONNECTIONS, task.advance, stop, teller="the server"
         )
