@@ -53,8 +53,10 @@ class LockedImage:
 
     `source` is how the profile calls it, without a registry's host; `request` is the digest of what was asked for. The
     image on top inherits `execution`, what else its configuration says of containers (`more`), and its `history`, which has
-    one entry that is not empty for each layer. `system`, `libc` and `python` are what its files say: the system's name
-    for people, the version of glibc, and the full version of the interpreter that the profile's packages are for.
+    one entry that is not empty for each layer. The rest is what its files say, where they had to be looked at: the
+    `system`'s name for people and its `distribution` (`debian-12`), its Debian `packages` by name, and the source package of
+    those that are not called like theirs; the version of glibc, the folders that its loader's configuration names
+    (`search`), and the full version of the interpreter that the profile's packages are for, with its path.
     """
 
     source: str
@@ -66,7 +68,11 @@ class LockedImage:
     more: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     system: str = ""
+    distribution: str = ""
+    packages: tuple[tuple[str, str], ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
     libc: str = ""
+    search: tuple[str, ...] = ()
     python: str = ""
     executable: str = ""
     folders: tuple[LockedFolder, ...] = ()
@@ -87,6 +93,42 @@ class LockedImage:
             above, _, name = above.rpartition("/")
             below = f"/{name}{below}"
         return path
+
+
+@dataclass(frozen=True)
+class CudaImage:
+    """What an image of nvidia/cuda says of itself: the release of CUDA, the flavour, and what comes with that."""
+
+    version: str
+    flavour: str
+    cudnn: str = ""
+    nccl: str = ""
+
+    def __str__(self) -> str:
+        more = [f"cuDNN {self.cudnn}" if self.cudnn else "", f"NCCL {self.nccl}" if self.nccl else ""]
+        return ", ".join(filter(None, (f"nvidia/cuda {self.version} {self.flavour}", *more)))
+
+
+def cuda(image: LockedImage) -> CudaImage | None:
+    """The CUDA of a base image that is nvidia/cuda, or made from it: their variables say what they are made of."""
+    env = dict(image.execution.env)
+    if not env.get("CUDA_VERSION") or not any(name.startswith(("NV_CUDA_", "NVIDIA_REQUIRE_CUDA")) for name in env):
+        return None
+    flavour = "devel" if "NV_CUDA_LIB_DEV_VERSION" in env or "NV_CUDA_CUDART_DEV_VERSION" in env else "base"
+    flavour = "runtime" if flavour == "base" and "NV_CUDA_LIB_VERSION" in env else flavour
+    nccl = env.get("NV_LIBNCCL_PACKAGE_VERSION") or env.get("NCCL_VERSION", "")
+    return CudaImage(env["CUDA_VERSION"], flavour, env.get("NV_CUDNN_VERSION", ""), nccl)
+
+
+def words(image: LockedImage) -> str:
+    """A base image for people, in one line."""
+    known = [
+        image.system,
+        f"Python {image.python}" if image.python else "",
+        f"glibc {image.libc}" if image.libc else "",
+    ]
+    said = ", ".join(filter(None, (*known, str(cuda(image) or ""))))
+    return f"{image.source} ({image.manifest[7:19]})" + (f": {said}" if said else "")
 
 
 def inherited(base: Execution, own: Execution, path: Sequence[str]) -> Execution:

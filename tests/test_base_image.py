@@ -16,6 +16,7 @@ import pytest
 from baseimages import blob, debian, file, layout, manifest, python, skopeo
 from judges import registry, require
 from layouts import Layout, plain
+from test_sbom import cyclonedx_problem, spdx_problems
 from test_soci import peer
 from world import Done, World, run, world
 
@@ -36,6 +37,24 @@ CONFIG = (
     "--config.stopsignal=SIGQUIT",
     "--author=Somebody",
 )
+STATUS = b"""\
+Package: libc6
+Status: install ok installed
+Architecture: amd64
+Source: glibc
+Version: 2.36-9+deb12u9
+
+Package: gone
+Status: deinstall ok config-files
+Version: 1
+
+Package: bash
+Status: install ok installed
+Version: 5.2.15-2+b7
+Source: bash (5.2.15-2)
+Description: a shell
+ Version: 9
+"""
 PROFILE = """\
 profile: 1
 name: top
@@ -66,6 +85,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file("usr/share/.wh.gone"),
         *python("3.11.9"),
         file("etc/motd", b"second\n"),
+        file("var/lib/dpkg/status", STATUS),
+        file("etc/ld.so.conf", b"include /etc/ld.so.conf.d/*.conf\n/opt/last\n"),
+        file("etc/ld.so.conf.d/nvidia.conf", b"# CUDA\n/usr/local/cuda/lib64/\n"),
     ]
     first = [*debian(), file("usr/share/gone", b"x"), file("var/lib/old", b"x"), file("etc/motd", b"first\n")]
     root = tmp_path_factory.mktemp("base") / "layout"
@@ -111,6 +133,9 @@ def test_layers_are_those_of_the_base_and_its_settings_are_inherited(small: Worl
     assert locked["image"]["manifest"] == below["digest"]
     assert locked["image"]["system"] == "Debian GNU/Linux 12 (bookworm)"
     assert (locked["image"]["python"], locked["image"]["libc"]) == ("3.11.9", "2.36")
+    assert locked["image"]["packages"] == {"bash": "5.2.15-2+b7", "libc6": "2.36-9+deb12u9"}
+    assert locked["image"]["sources"] == {"libc6": "glibc"}
+    assert locked["image"]["search"] == ["/usr/local/cuda/lib64", "/opt/last"]
     assert locked["python"]["executable"] == "/usr/bin/python3.11"
     out = tmp_path / "out"
     top = project.publish(f"oci:{out}")
@@ -157,6 +182,31 @@ def test_layers_are_those_of_the_base_and_its_settings_are_inherited(small: Worl
     assert theirs == top
     assert project.build("verify", f"oci:{out}").code == 0
     assert project.publish(f"oci:{out}") == top
+    _check_papers(out, below["digest"])
+    shown = project.build("plan", project.path)
+    assert "on top of layout:base" in shown.out
+    assert "Debian GNU/Linux 12 (bookworm), Python 3.11.9, glibc 2.36" in shown.out
+
+
+def _check_papers(out: Path, base: str) -> None:
+    """SBOMs and provenance tell of the base and its packages, and the judges of their forms find no fault."""
+    papers: dict[str, bytes] = {}
+    for entry in json.loads((out / "index.json").read_bytes())["manifests"]:
+        document = json.loads(blob(out, entry["digest"]).read_bytes())
+        for item in document.get("layers", ()):
+            title = item.get("annotations", {}).get("org.opencontainers.image.title", "")
+            papers[title.rpartition(".linux-amd64.")[2]] = blob(out, item["digest"]).read_bytes()
+    assert spdx_problems(papers["spdx.json"]) == []
+    assert cyclonedx_problem(papers["cdx.json"]) is None
+    packages = {item["name"]: item for item in json.loads(papers["spdx.json"])["packages"]}
+    purl = packages["libc6"]["externalRefs"][0]["referenceLocator"]
+    assert purl == "pkg:deb/debian/libc6@2.36-9%2Bdeb12u9?distro=debian-12&upstream=glibc"
+    components = {item["name"]: item for item in json.loads(papers["cdx.json"])["components"]}
+    assert components["debian"]["version"] == "12"
+    assert any(item["type"] == "container" and item["version"] == base for item in components.values())
+    statement = json.loads(papers["top.intoto.json"])
+    inputs = {item["digest"]["sha256"] for item in statement["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    assert base.removeprefix("sha256:") in inputs
 
 
 def _flat(out: Path, tmp_path: Path) -> Path:

@@ -18,6 +18,13 @@ Read = Callable[[Mapping[str, Node]], Mapping[str, bytes]]
 _TRIPLES = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 _OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
 _LIBC = re.compile(rb"GNU C Library [^\n\0]{0,120}? version (2\.[0-9]{1,3})")
+_CONF = "/etc/ld.so.conf"
+_STATUS = "/var/lib/dpkg/status"
+_FIELD = re.compile(r"^(Package|Version|Source|Status): *([^\n]*?) *$", re.MULTILINE)
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,127}")
+_VERSION = re.compile(r"[A-Za-z0-9.+:~-]{1,128}")
+_PLAIN = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_MAX_FILES, _MAX_PACKAGES = 5000, 20_000
 _PROGRAM = re.compile(r"python3\.([0-9]{1,2})")
 _MUSL = re.compile(r"ld-musl-[a-z0-9_]+\.so\.1")
 VENV = "/opt/venv"
@@ -38,16 +45,88 @@ class Interpreter:
     full_version: str
 
 
-def system(tree: Tree, read: Read) -> str:
-    """The name of the system for people, such as `Debian GNU/Linux 12 (bookworm)`; empty where it says none."""
-    for path in _OS_RELEASE:
-        found = tree.find(path)
-        if found and found[1].type == "reg":
-            fields = os_release(read({path: found[1]}).get(path, b""))
-            return (fields.get("PRETTY_NAME") or " ".join(filter(None, (fields.get("ID"), fields.get("VERSION_ID")))))[
-                :120
-            ]
-    return ""
+@dataclass(frozen=True)
+class System:
+    """What small files say: the system's name for people, its distribution such as `debian-12`, its Debian packages and
+    their sources by name, the version of glibc, and the folders that the loader's configuration names."""
+
+    name: str = ""
+    distribution: str = ""
+    packages: tuple[tuple[str, str], ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
+    libc: str = ""
+    search: tuple[str, ...] = ()
+
+
+def system(tree: Tree, read: Read, architecture: str) -> System:
+    """All that is told by files which are read together."""
+    wanted = {name: node for name, path in _named(tree, architecture) if (node := _file(tree, path))}
+    found = read(wanted)
+    fields = os_release(next((found[name] for name in _OS_RELEASE if name in found), b""))
+    distribution = "-".join(filter(None, (fields.get("ID"), fields.get("VERSION_ID"))))
+    name = fields.get("PRETTY_NAME") or distribution.replace("-", " ")
+    status = [found[name] for name in sorted(found) if name.startswith(_STATUS)]
+    packages, sources = dpkg(b"\n\n".join(status))
+    match = next((match for name in found if name.startswith("libc") and (match := _LIBC.search(found[name]))), None)
+    return System(
+        name[:120],
+        distribution[:40] if _PLAIN.fullmatch(distribution) else "",
+        packages,
+        sources,
+        match[1].decode() if match else "",
+        _search(found),
+    )
+
+
+def _named(tree: Tree, architecture: str) -> Iterator[tuple[str, str]]:
+    """What is read, by names that say what it is."""
+    yield from ((path, path) for path in (*_OS_RELEASE, _CONF))
+    triple = _TRIPLES.get(architecture, "")
+    folders = (f"/lib/{triple}", f"/usr/lib/{triple}", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
+    libraries = [f"{folder}/libc.so.6" for folder in folders]
+    yield from (("libc", path) for path in [path for path in libraries if _file(tree, path)][:1])
+    yield _STATUS, _STATUS
+    for folder, suffix in ((f"{_STATUS}.d", ""), (f"{_CONF}.d", ".conf")):
+        found = tree.find(folder)
+        for name in sorted(found[1].children)[:_MAX_FILES] if found else ():
+            if name.endswith(suffix) and not name.endswith(".md5sums"):
+                yield f"{folder}/{name}", f"{folder}/{name}"
+
+
+def _file(tree: Tree, path: str) -> Node | None:
+    found = tree.find(path)
+    return found[1] if found and found[1].type == "reg" else None
+
+
+def _search(found: Mapping[str, bytes]) -> tuple[str, ...]:
+    """The folders of `/etc/ld.so.conf`, where what it includes stands in the place of that line."""
+    folders: list[str] = []
+    for line in found.get(_CONF, b"").decode("utf-8", "replace").splitlines():
+        words = line.partition("#")[0].split()
+        texts = [name for name in sorted(found) if name.startswith(f"{_CONF}.d/")] if words[:1] == ["include"] else []
+        lines = [each for name in texts for each in found[name].decode("utf-8", "replace").splitlines()]
+        folders += [each.partition("#")[0].strip() for each in (lines if texts else [line])]
+    clean = (folder.rstrip("/") for folder in folders if folder.startswith("/") and folder.isprintable())
+    return tuple(dict.fromkeys(folder for folder in clean if folder and ".." not in folder.split("/")))[:_MAX_FILES]
+
+
+def dpkg(data: bytes) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """The packages of a dpkg status file by name, as far as they are installed, and their source packages."""
+    packages: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    for stanza in data.decode("utf-8", "replace").split("\n\n"):
+        fields = {match[1]: match[2] for match in _FIELD.finditer(stanza)}
+        name, version = fields.get("Package", ""), fields.get("Version", "")
+        state = fields.get("Status", "install ok installed").split()
+        if not _PACKAGE.fullmatch(name) or not _VERSION.fullmatch(version) or state[-1:] != ["installed"]:
+            continue
+        packages[name] = version
+        source = fields.get("Source", name).partition(" ")[0]
+        if source != name and _PACKAGE.fullmatch(source):
+            sources[name] = source
+        if len(packages) > _MAX_PACKAGES:
+            return (), ()
+    return tuple(sorted(packages.items())), tuple(sorted(sources.items()))
 
 
 def os_release(data: bytes) -> dict[str, str]:
@@ -60,18 +139,6 @@ def os_release(data: bytes) -> dict[str, str]:
                 text = " ".join(shlex.split(value))
                 fields[name] = "".join(letter for letter in text if letter.isprintable())
     return fields
-
-
-def libc(tree: Tree, read: Read, architecture: str) -> str:
-    """The version of glibc, such as `2.36`; empty where there is none."""
-    triple = _TRIPLES.get(architecture, "")
-    folders = (f"/lib/{triple}", f"/usr/lib/{triple}", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
-    for folder in folders:
-        found = tree.find(f"{folder}/libc.so.6")
-        if found and found[1].type == "reg":
-            match = _LIBC.search(read({"libc": found[1]}).get("libc", b""))
-            return match[1].decode() if match else ""
-    return ""
 
 
 def has_musl(tree: Tree) -> bool:

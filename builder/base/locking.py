@@ -144,19 +144,27 @@ def _with_facts(image: LockedImage, tree: Tree, reader: Reader, asked: Asked) ->
     def read(nodes: Mapping[str, Node]) -> Mapping[str, bytes]:
         return contents(nodes, layers, reader.store)
 
-    image = replace(image, system=facts.system(tree, read))
+    system = facts.system(tree, read, asked.platform.architecture)
+    image = replace(
+        image,
+        system=system.name,
+        distribution=system.distribution,
+        packages=system.packages,
+        sources=system.sources,
+        libc=system.libc,
+        search=system.search,
+    )
     if not asked.wheels:
         return image
-    libc = facts.libc(tree, read, asked.platform.architecture)
-    if not libc:
+    if not image.libc:
         why = "its C library is musl" if facts.has_musl(tree) else f"no glibc for {asked.platform} is in it"
         raise BaseError(f"{why}: wheels need glibc", hint="choose a base image with glibc, such as one of Debian")
     _check_free(tree)
     if asked.python is None:
-        return replace(image, libc=libc)
+        return image
     path = dict(image.execution.env).get("PATH") or spec.PATH
     found = facts.python(tree, read, asked.python, path)
-    return replace(image, libc=libc, python=found.full_version, executable=found.executable)
+    return replace(image, python=found.full_version, executable=found.executable)
 
 
 def folders(tree: Tree, places: Collection[str]) -> tuple[LockedFolder, ...]:

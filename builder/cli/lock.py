@@ -88,4 +88,5 @@ def _model_moves(before: Lock, after: Lock) -> list[str]:
 def _versions(item: LockedPlatform) -> dict[str, str]:
     debs = {deb.name: deb.version for deb in item.debian.packages} if item.debian else {}
     image = {f"base image {item.image.source}": item.image.manifest[7:19]} if item.image else {}
+    image |= {f"{name} of the base image": version for name, version in item.image.packages} if item.image else {}
     return debs | image | {wheel.name: wheel.version for wheel in item.wheels}

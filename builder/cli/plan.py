@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from builder import documents
+from builder import baseimage, documents
 from builder import plan as plans
 from builder.assemble import known_layers
 from builder.cli.context import Context
@@ -52,6 +52,8 @@ def plan(context: Context, profile: Path, relock: bool, form: str) -> None:
         return
     for item in planned.platforms:
         click.echo(f"{planned.name} for {item.platform}")
+        if item.base:
+            click.echo(f"on top of {baseimage.words(item.base)}")
         rows = [_row(number, layer, known.get(layer)) for number, layer in enumerate(item.layers, 1)]
         click.echo(table(("", "LAYER", "INPUTS", "INPUT SIZE", "BLOB"), rows, right=(0, 3)))
         if item.platform in contracts:

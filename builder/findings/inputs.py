@@ -82,12 +82,12 @@ def search(locked: LockedPlatform, env: Mapping[str, str]) -> Search:
     """Where processes of the image look, whose variables are `env`.
 
     An image of CUDA has a cache of the loader: the NVIDIA container toolkit makes it when a container starts. Of a base
-    image, what images of NVIDIA name in it is taken to be there.
+    image, it has what the image's own configuration of the loader names, and what images of NVIDIA name in theirs.
     """
     paths = env.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":")
     has_links = locked.cuda is not None and locked.cuda.flavour != "none"
     folders = [f"{links.HOME}/lib64"] if has_links else []
-    folders += _BASE_CONF if locked.image else ()
+    folders += (*locked.image.search, *_BASE_CONF) if locked.image else ()
     return Search(
         _MACHINES.get(locked.platform.architecture, locked.platform.architecture),
         tuple(path for path in paths if path),

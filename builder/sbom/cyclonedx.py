@@ -8,8 +8,8 @@ from builder.sbom.inventory import TOOL, Component, Inventory, Kind, identified
 from builder.sbom.licences import Licence
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
-_IMAGE, _SYSTEM = "image", "os-debian"
-_TYPES = {Kind.DEB: "library", Kind.WHEEL: "library", Kind.FILE: "file"}
+_IMAGE = "image"
+_TYPES = {Kind.IMAGE: "container", Kind.DEB: "library", Kind.WHEEL: "library", Kind.FILE: "file"}
 _MAX_NAME = 200
 
 
@@ -46,7 +46,8 @@ def document(inventory: Inventory) -> bytes:
 def _system(inventory: Inventory) -> Iterator[dict[str, object]]:
     """The distribution, by which scanners choose their advisories."""
     if inventory.debian:
-        yield {"type": "operating-system", "bom-ref": _SYSTEM, "name": "debian", "version": inventory.debian}
+        name = inventory.system
+        yield {"type": "operating-system", "bom-ref": f"os-{name}", "name": name, "version": inventory.debian}
 
 
 def _component(component: Component) -> dict[str, object]:
@@ -54,11 +55,11 @@ def _component(component: Component) -> dict[str, object]:
         "type": _TYPES[component.kind],
         "bom-ref": component.id,
         "name": component.name,
-        "hashes": _hashes(component.sha256),
+        **({"hashes": _hashes(component.sha256)} if component.sha256 else {}),
         "properties": _properties(
             copyright=component.copyright,
             file="" if component.kind is Kind.FILE else component.file,
-            layer=str(component.layer),
+            layer=str(component.layer or ""),
             source=component.source,
         ),
     }

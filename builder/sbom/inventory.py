@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import quote
 
+from builder.baseimage import LockedImage
 from builder.image import Assembled
 from builder.lock import Lock, LockedDeb, LockedLocal, LockedPlatform, LockedTemplate, LockedWheel
 from builder.oci import spec
@@ -29,6 +30,7 @@ _MAJOR = re.compile(r"\d+")
 class Kind(StrEnum):
     """What a component is."""
 
+    IMAGE = "image"
     DEB = "deb"
     WHEEL = "wheel"
     FILE = "file"
@@ -37,7 +39,8 @@ class Kind(StrEnum):
 @dataclass(frozen=True)
 class Component:
     """A part of an image. `file` is the name of the archive it came in, or its path in the image; `source` is the Debian
-    source package; `copyright` the path of the copyright file in the image; `layer` the blob that has it."""
+    source package; `copyright` the path of the copyright file in the image; `layer` the blob that has it. Of a package of a
+    base image, neither archive nor layer are known."""
 
     kind: Kind
     name: str
@@ -45,7 +48,7 @@ class Component:
     purl: str
     file: str
     sha256: str
-    layer: Digest
+    layer: Digest | None
     licence: Licence | None = None
     source: str = ""
     copyright: str = ""
@@ -53,14 +56,18 @@ class Component:
     @property
     def id(self) -> str:
         """A name that is unique in its image, of letters, digits, dots and hyphens."""
-        own = Digest.of(self.file.encode()).hex if self.kind is Kind.FILE else self.sha256
+        own = (
+            Digest.of(self.file.encode()).hex
+            if self.kind is Kind.FILE
+            else self.sha256 or Digest.of(self.purl.encode()).hex
+        )
         return f"{self.kind.value}-{re.sub(r'[^A-Za-z0-9.]+', '-', self.name).strip('-')}-{own[:12]}"
 
 
 @dataclass(frozen=True)
 class Inventory:
     """All of one image: `digest` is that of its manifest, `created` the lock's time, `debian` the number of the Debian
-    release, or the name of its suite, or empty."""
+    release, or the name of its suite, or empty. On top of an image it is that of the distribution called `system`."""
 
     name: str
     platform: Platform
@@ -68,6 +75,7 @@ class Inventory:
     created: str
     debian: str
     components: tuple[Component, ...]
+    system: str = "debian"
 
     @property
     def purl(self) -> str:
@@ -92,6 +100,7 @@ def of(lock: Lock, image: Assembled, licences: Mapping[str, Licence]) -> tuple[I
             lock.created,
             release(locked),
             tuple(_components(lock, number, image, licences)),
+            locked.image.distribution.partition("-")[0] if locked.image else "debian",
         )
         for number, (locked, manifest) in enumerate(zip(lock.platforms, manifests, strict=True))
     )
@@ -99,6 +108,8 @@ def of(lock: Lock, image: Assembled, licences: Mapping[str, Licence]) -> tuple[I
 
 def release(locked: LockedPlatform) -> str:
     """The number of the Debian release, which is what base-files' version starts with; else the suite's name."""
+    if locked.image:
+        return locked.image.distribution.partition("-")[2]
     if not locked.debian:
         return ""
     versions = (deb.version for deb in locked.debian.packages if deb.name == "base-files")
@@ -115,6 +126,25 @@ def deb_purl(deb: LockedDeb, debian: str) -> str:
     return f"pkg:deb/debian/{quote(deb.name, safe='')}@{quote(deb.version, safe=':')}?{text}"
 
 
+def image_purl(image: LockedImage) -> str:
+    """The package URL of a base image, without a registry."""
+    return f"pkg:oci/{quote(image.name.lower(), safe='')}@{quote(image.manifest, safe='')}"
+
+
+def _base(image: LockedImage) -> Iterator[Component]:
+    """A base image, and the packages that its own records tell of."""
+    name = image.source
+    yield Component(Kind.IMAGE, name, image.manifest, image_purl(image), name, image.manifest[7:], None)
+    system = image.distribution.partition("-")[0]
+    sources = dict(image.sources)
+    for package, version in image.packages if system else ():
+        source = sources.get(package, "")
+        told = {"distro": image.distribution, "upstream": source}
+        qualifiers = "&".join(f"{key}={quote(value, safe=':')}" for key, value in sorted(told.items()) if value)
+        purl = f"pkg:deb/{system}/{quote(package, safe='')}@{quote(version, safe=':')}?{qualifiers}"
+        yield Component(Kind.DEB, package, version, purl, "", "", None, source=source)
+
+
 def wheel_purl(wheel: LockedWheel) -> str:
     """The package URL of a wheel; its name is normalised already."""
     return f"pkg:pypi/{quote(wheel.name, safe='')}@{quote(wheel.version, safe=':')}"
@@ -128,6 +158,8 @@ def source(deb: LockedDeb) -> str:
 
 def _components(lock: Lock, number: int, image: Assembled, licences: Mapping[str, Licence]) -> Iterator[Component]:
     debian = release(lock.platforms[number])
+    if below := lock.platforms[number].image:
+        yield from _base(below)
     layers = zip(plan(lock).platforms[number].layers, image.images[number].layers, strict=True)
     for planned, built in layers:
         blob = built.blob.digest

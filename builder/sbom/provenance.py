@@ -13,7 +13,7 @@ from builder.image import Assembled
 from builder.lock import Lock, LockedModel, LockedPlatform
 from builder.oci import spec
 from builder.oci.digest import Digest
-from builder.sbom.inventory import TOOL, deb_purl, release, wheel_purl
+from builder.sbom.inventory import TOOL, deb_purl, image_purl, release, wheel_purl
 
 MEDIA_TYPE = "application/vnd.in-toto+json"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -68,6 +68,8 @@ def _dependencies(lock: Lock) -> Iterator[dict[str, object]]:
 
 
 def _fetched(locked: LockedPlatform) -> Iterator[tuple[str, str, str]]:
+    if locked.image:
+        yield locked.image.source, locked.image.manifest[7:], image_purl(locked.image)
     if locked.debian:
         debian = release(locked)
         for signed in locked.debian.releases:

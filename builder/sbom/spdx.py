@@ -12,7 +12,7 @@ from builder.sbom.licences import Licence
 MEDIA_TYPE = "application/spdx+json"
 _DOCUMENT, _IMAGE = "SPDXRef-DOCUMENT", "SPDXRef-image"
 _NOTHING = "NOASSERTION"
-_PURPOSES = {Kind.DEB: "INSTALL", Kind.WHEEL: "LIBRARY", Kind.FILE: "FILE"}
+_PURPOSES = {Kind.IMAGE: "CONTAINER", Kind.DEB: "INSTALL", Kind.WHEEL: "LIBRARY", Kind.FILE: "FILE"}
 _REFERENCE = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")
 
 
@@ -50,11 +50,11 @@ def _package(component: Component) -> dict[str, object]:
     package |= {
         "licenseDeclared": _declared(component.licence),
         "primaryPackagePurpose": _PURPOSES[component.kind],
-        "comment": f"layer {component.layer}",
+        "comment": f"layer {component.layer}" if component.layer else "of the base image",
     }
     if component.version:
         package["versionInfo"] = component.version
-    if component.kind is not Kind.FILE:
+    if component.kind is not Kind.FILE and component.file:
         package["packageFileName"] = component.file
     if component.source:
         package["sourceInfo"] = f"built from the Debian source package {component.source}"
@@ -70,7 +70,7 @@ def _common(id_: str, name: str, sha256: str, purl: str) -> dict[str, object]:
         "name": name,
         "downloadLocation": _NOTHING,
         "filesAnalyzed": False,
-        "checksums": [{"algorithm": "SHA256", "checksumValue": sha256}],
+        **({"checksums": [{"algorithm": "SHA256", "checksumValue": sha256}]} if sha256 else {}),
         "licenseConcluded": _NOTHING,
         "copyrightText": _NOTHING,
         **({"externalRefs": [reference]} if purl else {}),
