@@ -38,8 +38,8 @@ def collect(text: str, wanted: Wanted, means: Means) -> Collected:
 def bring(text: str, locked: LockedModel, files: Sequence[LockedModelFile], means: Means) -> tuple[LocalModelFile, ...]:
     """The file from the same address, if it still has those bytes."""
     path = urlsplit(text).path.strip("/")
-    locked = [LockedFile(_ORIGIN, path, file.sha256, file.size) for file in files]
-    means.fetcher(_At(text), Asking(means.client, text, _credentials(text, means))).ensure(locked)
+    wanted = [LockedFile(_ORIGIN, path, file.sha256, file.size) for file in files]
+    means.fetcher(_At(text), Asking(means.client, text, _credentials(text, means))).ensure(wanted)
     return tuple(map(means.stored, files))
 
 
