@@ -199,6 +199,25 @@ def test_the_entrypoint_becomes_the_service(project: Project, tmp_path: Path) ->
     assert f"docker run -v my-service-1:/models -v my-service-2:/weights {project.image}\n" in text
 
 
+def test_the_service_reads_its_models_itself(project: Project, tmp_path: Path) -> None:
+    pod = project.pod("lazy")
+    (service,) = pod["containers"]
+    variables = {item["name"]: item["value"] for item in service["env"]}
+    assert set(variables) == {"MODEL_BERT", "MODEL_ONE_TWO", "XDG_CACHE_HOME"}
+    program = (
+        "import os, sys; sys.path.append(sys.argv[1]); from builder.models import open_model\n"
+        "model = open_model(os.environ['MODEL_BERT'])\n"
+        "print(bytes(model.tensor('bias').bytes()).hex(), os.listdir(os.environ['XDG_CACHE_HOME']))"
+    )
+    environ = {**variables, "PATH": os.defpath, "XDG_CACHE_HOME": str(tmp_path)}
+    argv = [sys.executable, "-I", "-S", "-c", program, str(project.root / "client.pyz")]
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+    little = modelworld.small_files()["model-00002-of-00002.safetensors"]
+    assert done.stdout == f"{little[-16:].hex()} ['layerwright']\n", done.stderr
+    (only,) = project.pod("lazy", "bert")["containers"]
+    assert only["env"][0]["name"] == "MODEL"
+
+
 def test_without_a_lock_tags_are_named(project: Project, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(PROFILE)
     done = run(["model", "recipe", "p.yaml", "--kind", "init", "--image", "h.example/a:v1"], tmp_path, {"HOME": "/"})

@@ -19,9 +19,11 @@ KINDS: Mapping[str, str] = {
     "sidecar": "a sidecar keeps the models on the node, for all pods there",
     "volume": "the node mounts the models as images; no client is needed",
     "entrypoint": "the container pulls the models itself before it becomes the service",
+    "lazy": "the service reads the models itself, by the tensor",
 }
 """What recipes there are, and what they do."""
 
+_WITHOUT_CLIENT = ("volume", "lazy")
 _PORT = 8081
 _CLIENT = ".pyz"
 _USER_FORM = re.compile(r"(\d+)(?::(\d+))?")
@@ -55,12 +57,15 @@ def recipe(kind: str, profile: Profile, lock: Lock | None, names: Sequence[str],
     values: dict[str, Any] = {
         "service": _label(profile.name),
         "image": image,
-        "client": "" if kind == "volume" else places.client or _client(profile),
+        "client": "" if kind in _WITHOUT_CLIENT else places.client or _client(profile),
         "entrypoint": [*profile.image.entrypoint, *profile.image.cmd],
         "ports": [{"number": port.number, "protocol": port.protocol.upper()} for port in profile.image.ports],
         "user": int(user[1]) if user else None,
         "group": int(user[2] or user[1]) if user else None,
-        "models": [_model(model, repository, digests.get(model.name), at) for at, model in enumerate(models)],
+        "models": [
+            _model(model, repository, digests.get(model.name), at) | {"variable": _variable(model, models)}
+            for at, model in enumerate(models)
+        ],
         "folders": sorted({posixpath.dirname(model.place) for model in models}),
     }
     if kind == "entrypoint" and not values["entrypoint"]:
@@ -132,6 +137,11 @@ def _model(model: Model, repository: Repository, digest: str | None, at: int) ->
         "folder": f"models/{model.name}-{short}",
         "port": _PORT + at,
     }
+
+
+def _variable(model: Model, models: Sequence[Model]) -> str:
+    """The environment variable that says which model is meant: `MODEL` where there is but one."""
+    return "MODEL" if len(models) == 1 else "MODEL_" + re.sub(r"[^A-Z0-9]+", "_", model.name.upper())
 
 
 def _label(name: str) -> str:
