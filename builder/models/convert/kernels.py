@@ -1,12 +1,13 @@
 """The numbers: a piece of a tensor from one type to another, and how far it is from where it was.
 
 All results are rounded to nearest, ties to even, element by element, so that they are the same on every machine. Sums of
-errors are not (vector units add in different orders); they are reported and decide no byte.
+errors are not (vector units add in different orders); they are reported and decide no byte. Nothing large is allocated for a
+piece: memory that the system gives and takes back costs as much as the arithmetic.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,16 @@ Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 LIMITS = {"F16": 65504.0, "BF16": float(np.array([0x7F7F0000], np.uint32).view(np.float32)[0])}
 """The largest finite number of a type."""
+LEVELS = 127
+
 _OVERFLOWS = {"F16": 65520.0, "BF16": float(np.array([0x7F7F8000], np.uint32).view(np.float32)[0])}
 """The smallest number that rounds to infinity."""
 _SMALLEST_NORMAL, _INFINITE = 0x38800000, 0x477FF000
 """The bits of 2**-14 and 65520 as float32: between them numbers are rounded to `F16` by adding to their bits."""
 _NONE = {"F16": 0x7E00, "BF16": 0x7FC0}
-_PIECE = 1 << 17
+_PIECE = 1 << 16
 """Elements at a time: what fits the caches of a core."""
-LEVELS = 127
+_spare = threading.local()
 
 
 class DoesNotFitError(Exception):
@@ -41,35 +44,32 @@ class NoNumberError(Exception):
     """Numbers that are infinite or none, where a scale has to be found."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Converted bytes, and their errors."""
-
-    data: Any
-    errors: Errors
-
-
 def floats(raw: Any, dtype: str) -> Floats:
-    """The numbers in little-endian bytes of `BF16`, `F16`, `F32` or `F64`."""
+    """The numbers in little-endian bytes of `BF16`, `F16`, `F32` or `F64`; good until this thread asks again."""
     if dtype == "BF16":
-        wide = np.frombuffer(raw, "<u2").astype(np.uint32)
-        np.left_shift(wide, 16, out=wide)
-        return wide.view(np.float32)
+        short = np.frombuffer(raw, "<u2")
+        bits = _scratch("floats", len(short), np.uint32)
+        np.copyto(bits, short)
+        np.left_shift(bits, 16, out=bits)
+        wide: npt.NDArray[np.float32] = bits.view(np.float32)
+        return wide
     if dtype == "F16":
-        return np.frombuffer(raw, "<f2").astype(np.float32)
+        half = np.frombuffer(raw, "<f2")
+        single: npt.NDArray[np.float32] = _scratch("floats", len(half), np.float32)
+        np.copyto(single, half)
+        return single
     return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f8")
 
 
 @np.errstate(all="ignore")
-def cast(raw: Any, dtype: str, target: str, *, clamp: bool) -> Piece:
-    """Bytes of `dtype` as bytes of `target`, `F16` or `BF16`. Raises `DoesNotFitError` unless `clamp`."""
+def cast(raw: Any, dtype: str, target: str, out: Any, *, clamp: bool) -> Errors:
+    """Writes bytes of `dtype` as bytes of `target`, `F16` or `BF16`, to `out`. Raises `DoesNotFitError` unless `clamp`."""
     numbers = floats(raw, dtype)
-    out = np.empty(len(numbers), "<u2")
+    written = np.frombuffer(out, "<u2")
     errors = Errors()
     for start in range(0, len(numbers), _PIECE):
-        part = numbers[start : start + _PIECE]
-        errors += _cast(part, out[start : start + _PIECE], target, clamp)
-    return Piece(out.data, errors)
+        errors += _cast(numbers[start : start + _PIECE], written[start : start + _PIECE], target, clamp)
+    return errors
 
 
 def encode(numbers: npt.NDArray[np.float32], dtype: str) -> bytes:
@@ -92,7 +92,10 @@ def scales(numbers: Floats, dtype: str) -> npt.NDArray[np.float32]:
         raise NoNumberError
     found: npt.NDArray[np.float32] = largest / np.float32(LEVELS)
     if dtype != "F32":
-        found = floats(encode(found, dtype), dtype).astype(np.float32)
+        out = np.frombuffer(encode(found, dtype), "<u2")
+        found = (
+            (out.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else out.view("<f2").astype(np.float32)
+        )
     smallest = {"F16": 2.0**-24, "BF16": 2.0**-126, "F32": 2.0**-126}[dtype]
     found = np.maximum(found, np.float32(smallest))
     found[largest == 0] = 1
@@ -100,35 +103,34 @@ def scales(numbers: Floats, dtype: str) -> npt.NDArray[np.float32]:
 
 
 @np.errstate(all="ignore")
-def quantise(numbers: Floats, dtype: str) -> tuple[npt.NDArray[np.int8], Errors]:
-    """The rows of a matrix in steps of their `scales`. Raises `NoNumberError`."""
+def quantise(numbers: Floats, dtype: str, out: Any) -> Errors:
+    """Writes the rows of a matrix in steps of their `scales` to `out`, a signed byte each. Raises `NoNumberError`."""
     rows, columns = numbers.shape
-    out = np.empty((rows, columns), np.int8)
+    written = np.frombuffer(out, np.int8).reshape(rows, columns)
     steps = scales(numbers, dtype)[:, None]
     errors = Errors()
     count = max(1, _PIECE // columns)
-    scratch = np.empty((min(count, rows), columns), np.float32)
     for start in range(0, rows, count):
         part = numbers[start : start + count]
         step = steps[start : start + count]
-        near = scratch[: len(part)]
+        near = _scratch("near", part.size, np.float32).reshape(part.shape)
         np.divide(part, step, out=near)
         np.rint(near, out=near)
         np.clip(near, -LEVELS, LEVELS, out=near)
-        np.copyto(out[start : start + count], near, casting="unsafe")
+        np.copyto(written[start : start + count], near, casting="unsafe")
         np.multiply(near, step, out=near)
-        np.subtract(near, part, out=near)
         errors += _errors(part, near)
-    return out, errors
+    return errors
 
 
-def pack(steps: npt.NDArray[np.int8]) -> Any:
-    """Rows of signed bytes as little-endian 32-bit words of four, each shifted by 128; rows are filled with zeros."""
-    rows, columns = steps.shape
-    shifted = steps.view(np.uint8) ^ np.uint8(0x80)
+def pack(out: Any, columns: int) -> Any:
+    """Rows of `columns` signed bytes as little-endian 32-bit words of four, each byte shifted by 128; rows are filled with
+    zeros. The bytes in `out` change."""
+    shifted = np.frombuffer(out, np.uint8)
+    np.bitwise_xor(shifted, 0x80, out=shifted)
     if columns % 4:
-        shifted = np.pad(shifted, ((0, 0), (0, -columns % 4)))
-    return np.ascontiguousarray(shifted).reshape(rows * (columns + -columns % 4)).data
+        return np.pad(shifted.reshape(-1, columns), ((0, 0), (0, -columns % 4))).reshape(-1).data
+    return shifted.data
 
 
 def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -> Errors:
@@ -145,34 +147,42 @@ def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -
         none = np.isnan(part)  # one form of it: what is kept of others depends on the processor
         out[none] = _NONE[target] | np.signbit(part[none]).astype(np.uint16) << 15
         part, near = part[bounded], near[bounded]
-    found = _errors(part, near - part)
+    found = _errors(part, near)
     return Errors(found.largest, found.signal, found.noise, clamped, unbounded)
 
 
-def _round(part: Floats, out: npt.NDArray[np.uint16], target: str) -> Floats:
-    """Writes `part` as `target` to `out`; returns what was written, as numbers."""
+def _round(part: Floats, out: npt.NDArray[np.uint16], target: str) -> npt.NDArray[np.float32]:
+    """Writes `part` as `target` to `out`; returns what was written, as numbers that may be changed."""
     if target == "F16" and part.dtype == np.float64:
         return _half(part, out)  # at once: twice would round twice
     dropped = 13 if target == "F16" else 16
     bits = np.ascontiguousarray(part, "<f4").view(np.uint32)
-    near = np.right_shift(bits, dropped)
+    near, other = _scratch("near", len(bits), np.uint32), _scratch("other", len(bits), np.uint32)
+    np.right_shift(bits, dropped, out=near)
     np.bitwise_and(near, 1, out=near)
     np.add(near, (1 << dropped - 1) - 1, out=near)
     np.add(near, bits, out=near)
     np.bitwise_and(near, 0xFFFFFFFF >> dropped << dropped, out=near)
-    out[...] = np.right_shift(near, dropped)
+    np.right_shift(near, dropped, out=other)
+    np.copyto(out, other, casting="unsafe")
     if target == "F16":
+        sign = _scratch("sign", len(bits), np.uint16)
+        np.right_shift(bits, 16, out=other)
+        np.copyto(sign, other, casting="unsafe")
+        np.bitwise_and(sign, 0x8000, out=sign)
         np.subtract(out, 0xC000, out=out)  # the exponent counts from 15 and no longer from 127
         np.bitwise_and(out, 0x7FFF, out=out)
-        np.bitwise_or(out, (bits >> 16).astype(np.uint16) & 0x8000, out=out)
-        near_zero = np.bitwise_and(bits, 0x7FFFFFFF)
-        np.subtract(near_zero, _SMALLEST_NORMAL, out=near_zero)  # what is smaller wraps around
-        others = np.flatnonzero(near_zero >= _INFINITE - _SMALLEST_NORMAL)
+        np.bitwise_or(out, sign, out=out)
+        np.bitwise_and(bits, 0x7FFFFFFF, out=other)
+        np.subtract(other, _SMALLEST_NORMAL, out=other)  # what is smaller wraps around
+        beyond = np.greater_equal(other, _INFINITE - _SMALLEST_NORMAL, out=_scratch("beyond", len(bits), np.bool_))
+        others = np.flatnonzero(beyond)
         if len(others):
             halves = np.empty(len(others), "<u2")
             near[others] = _half(bits.view(np.float32)[others], halves).view(np.uint32)
             out[others] = halves
-    return near.view(np.float32)
+    written: npt.NDArray[np.float32] = near.view(np.float32)
+    return written
 
 
 def _half(part: Floats, out: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
@@ -182,10 +192,12 @@ def _half(part: Floats, out: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     return half.astype(np.float32)
 
 
-def _errors(part: Floats, distance: Floats) -> Errors:
+def _errors(part: Floats, near: npt.NDArray[np.float32]) -> Errors:
+    """How far `near`, which is written over, is from `part`."""
     if not part.size:
         return Errors()
-    flat, far = part.reshape(-1), distance.reshape(-1)
+    far = np.subtract(near, part, out=near if part.dtype == near.dtype else None).reshape(-1)
+    flat = part.reshape(-1)
     signal, noise = _power(flat), _power(far)
     if not np.isfinite(signal + noise):
         signal, noise = _power(flat.astype(np.float64)), _power(far.astype(np.float64))
@@ -194,3 +206,13 @@ def _errors(part: Floats, distance: Floats) -> Errors:
 
 def _power(numbers: Floats) -> float:
     return float(np.einsum("i,i->", numbers, numbers))  # np.dot would start BLAS's threads beside ours
+
+
+def _scratch(name: str, count: int, dtype: Any) -> Any:
+    """Memory of this thread for `count` elements, the same whenever it asks by this name."""
+    size = count * np.dtype(dtype).itemsize
+    memory: npt.NDArray[np.uint8] | None = getattr(_spare, name, None)
+    if memory is None or len(memory) < size:
+        memory = np.empty(size, np.uint8)
+        setattr(_spare, name, memory)
+    return memory[:size].view(dtype)

@@ -32,6 +32,10 @@ class PrecisionError(BuilderError):
     hint = "choose another precision, or publish the model as it is"
 
 
+_Made = tuple[Any, Errors, bytearray]
+"""What a block became, its errors, and the memory that can be used again when it is written."""
+
+
 @dataclass(frozen=True)
 class _Block:
     output: Output
@@ -59,18 +63,28 @@ def write(
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.location.open("rb") as file, files.replacing(target) as out:
         before = _state(file.fileno())
+        # Memory is used again: to give it back and get it anew would take as long as the conversion.
+        spare: list[bytearray] = []
 
-        def convert(block: _Block) -> tuple[Any, Errors]:
-            raw = _read(file.fileno(), block, source)
-            return _converted(raw, block.output, source.file.path, clamp)
+        def convert(block: _Block) -> tuple[Any, Errors, bytearray]:
+            memory, raw = _memory(spare, block.length)
+            _read(file.fileno(), block.start, raw, source)
+            if block.output.making == "copy":
+                return raw, Errors(), memory
+            target_memory, out = _memory(spare, block.length * 16 // BITS[block.output.source.dtype])
+            data, found = _converted(raw, block.output, out, source.file.path, clamp)
+            spare.append(memory)
+            return data, found, target_memory
 
         head = encode_header(made, metadata)
         digest.update(head)
         out.write(head)
         with ThreadPoolExecutor(jobs) as pool:
-            for block, (data, found) in _in_order(pool, convert, _blocks(made), jobs + 2):
+            for block, (data, found, memory) in _in_order(pool, convert, _blocks(made), jobs + 2):
                 digest.update(data)
                 out.write(data)
+                del data
+                spare.append(memory)
                 name = block.output.source.name
                 errors[name] = errors.get(name, Errors()) + found
                 if block.output.making not in ("scale", "shape"):
@@ -99,10 +113,10 @@ def _blocks(made: tuple[Output, ...]) -> Iterator[_Block]:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, convert: Callable[[_Block], tuple[Any, Errors]], blocks: Iterator[_Block], ahead: int
-) -> Iterator[tuple[_Block, tuple[Any, Errors]]]:
+    pool: ThreadPoolExecutor, convert: Callable[[_Block], _Made], blocks: Iterator[_Block], ahead: int
+) -> Iterator[tuple[_Block, _Made]]:
     """Each block and what it becomes, in order; `ahead` of them are under way."""
-    waiting: deque[tuple[_Block, Future[tuple[Any, Errors]]]] = deque()
+    waiting: deque[tuple[_Block, Future[_Made]]] = deque()
     try:
         for block in blocks:
             waiting.append((block, pool.submit(convert, block)))
@@ -118,36 +132,39 @@ def _in_order(
             future.cancel()
 
 
-def _read(descriptor: int, block: _Block, source: LocalModelFile) -> bytearray:
-    raw = bytearray(block.length)
+def _read(descriptor: int, start: int, raw: memoryview, source: LocalModelFile) -> None:
     done = 0
-    while done < block.length:
-        count = os.preadv(descriptor, [memoryview(raw)[done:]], block.start + done)
+    while done < len(raw):
+        count = os.preadv(descriptor, [raw[done:]], start + done)
         if not count:
             raise BadModelError(
-                f"{source.file.path}: it ends early, at {block.start + done} bytes", hint="run the command again"
+                f"{source.file.path}: it ends early, at {start + done} bytes", hint="run the command again"
             )
         done += count
-    return raw
 
 
-def _converted(raw: bytearray, output: Output, path: str, clamp: bool) -> tuple[Any, Errors]:
+def _memory(spare: list[bytearray], size: int) -> tuple[bytearray, memoryview]:
+    """Memory that nothing else uses, and `size` bytes of it, or of more memory where that is too small."""
+    memory = spare.pop() if spare else bytearray(BLOCK)
+    return memory, memoryview(memory if size <= BLOCK else bytearray(size))[:size]
+
+
+def _converted(raw: memoryview, output: Output, out: memoryview, path: str, clamp: bool) -> tuple[Any, Errors]:
+    """What a block becomes; `out` has two bytes for each of its elements, and is what is given where that is right."""
     from builder.models.convert import kernels
 
     tensor = output.source
-    if output.making == "copy":
-        return raw, Errors()
     if output.making == "shape":
         return struct.pack("<2q", *tensor.shape), Errors()
     try:
         if output.making == "cast":
-            piece = kernels.cast(raw, tensor.dtype, output.dtype, clamp=clamp)
-            return piece.data, piece.errors
+            return out, kernels.cast(raw, tensor.dtype, output.dtype, out, clamp=clamp)
         numbers = kernels.floats(raw, tensor.dtype).reshape(-1, tensor.shape[1])
         if output.making == "scale":
             return kernels.encode(kernels.scales(numbers, tensor.dtype), tensor.dtype), Errors()
-        steps, errors = kernels.quantise(numbers, tensor.dtype)
-        return (kernels.pack(steps) if output.making == "packed" else steps.reshape(-1).data), errors
+        steps = out[: numbers.size]
+        errors = kernels.quantise(numbers, tensor.dtype, steps)
+        return (kernels.pack(steps, tensor.shape[1]) if output.making == "packed" else steps), errors
     except kernels.DoesNotFitError as error:
         raise PrecisionError(
             f"{path}: tensor {tensor.name}: {error.largest:g} does not fit into {output.dtype}, "
