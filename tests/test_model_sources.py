@@ -120,6 +120,14 @@ def test_a_folder(means: Means) -> None:
     assert all(item.location.is_relative_to(means.root) for item in collected.files)
 
 
+def test_a_folder_that_was_pulled(means: Means) -> None:
+    write(means.root, {"m/a.json": b"{}", "m/.build/model.json": b"{}"})
+    assert files_of(collect("m", Wanted(), means)) == {"a.json": b"{}"}
+    write(means.root, {"m/.build/other": b"{}"})
+    with pytest.raises(BadModelError, match="index of the model"):
+        collect("m", Wanted(), means)
+
+
 def test_a_file(means: Means) -> None:
     write(means.root, {"d/w.safetensors": WEIGHTS})
     assert files_of(collect("d/w.safetensors", Wanted(), means)) == {"w.safetensors": WEIGHTS}

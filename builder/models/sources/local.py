@@ -22,6 +22,8 @@ _KIND = "model-place"
 _SETTLED = 2_000_000_000
 """A file that was written less than this many nanoseconds before it was read may be written again without a trace."""
 _THREADS = 4
+_PULLED, _MARKER = ".build", "model.json"
+"""What `build model pull` leaves in a folder, so that a pulled model can be a source again."""
 _COPY = "copy the file it stands for, or exclude it"
 
 
@@ -80,6 +82,8 @@ def _walk(top: Path, below: str, wanted: Wanted) -> Iterator[tuple[str, Path]]:
         if entry.name in ALWAYS_EXCLUDED:
             continue
         relative = f"{below}/{entry.name}" if below else entry.name
+        if relative == _PULLED and entry.is_dir(follow_symlinks=False) and os.listdir(entry.path) == [_MARKER]:
+            continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(top, relative, wanted)
         elif entry.is_symlink():
