@@ -222,6 +222,16 @@ class SociSettings:
 
 
 @dataclass(frozen=True)
+class LockedStart:
+    """What reads ahead when a container of `platform` starts: the launcher of the number `launcher`, and what it reads, as
+    rendered files: the source of the latter is the trace, its `template` the digest of that."""
+
+    platform: Platform
+    launcher: int
+    files: tuple[LockedTemplate, ...]
+
+
+@dataclass(frozen=True)
 class Lock:
     """Everything that decides the digests of an image. `profile` is the digest of the profile's value, `created` an
     RFC 3339 time in UTC decided when the lock is made, `values` are not kept: rendered templates are."""
@@ -234,6 +244,7 @@ class Lock:
     files: tuple[LockedLocal, ...] = ()
     templates: tuple[LockedTemplate, ...] = ()
     models: tuple[LockedModel, ...] = ()
+    start: LockedStart | None = None
     image: Execution = field(default_factory=Execution)
     soci: SociSettings = field(default_factory=SociSettings)
     format: int = FORMAT
@@ -292,7 +303,11 @@ def _problems(lock: Lock) -> Iterator[str]:
         yield f"$.profile: {lock.profile!r} is no sha256 digest"
     for number, platform in enumerate(lock.platforms):
         yield from _platform_problems(platform, f"$.platforms[{number}]")
-    local: list[LockedLocal | LockedTemplate] = [*lock.files, *lock.templates]
+    local: list[LockedLocal | LockedTemplate] = [
+        *lock.files,
+        *lock.templates,
+        *(lock.start.files if lock.start else ()),
+    ]
     for place in _twice(item.to for item in local):
         yield f"{place} is locked twice"
     for item in local:

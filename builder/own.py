@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.errors import BuilderError
-from builder.lock import LockedInclude, LockedLocal, LockedTemplate, SociSettings
+from builder.lock import LockedInclude, LockedLocal, LockedStart, LockedTemplate, SociSettings
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.profile import LoadedProfile, Profile
@@ -25,13 +25,14 @@ _MAX_TEMPLATE = 16 << 20
 @dataclass(frozen=True)
 class Local:
     """What a lock takes from the profile's own folder, as it is now; `rendered` are the templates by place, `models` the files
-    of models that lie in folders by their names."""
+    of models that lie in folders by their names, `start` is what reads ahead."""
 
     includes: tuple[LockedInclude, ...]
     files: tuple[LockedLocal, ...]
     templates: tuple[LockedTemplate, ...]
     rendered: Mapping[str, bytes]
     models: Files = field(default_factory=dict)
+    start: LockedStart | None = None
 
 
 def read_local(loaded: LoadedProfile, store: Store | None = None, progress: Progress | None = None) -> Local:
@@ -58,7 +59,14 @@ def read_local(loaded: LoadedProfile, store: Store | None = None, progress: Prog
         from builder.models import locking  # it takes long to import, and few profiles have models
 
         models = locking.scan_local(loaded.profile.models, loaded.root, store, progress or Silent())
-    return Local(includes, files, tuple(sorted(templates)), rendered, models)
+    start = None
+    if loaded.profile.start and loaded.profile.start.readahead:
+        from builder import readahead  # it takes long to import, and few profiles have a trace
+
+        trace = loaded.profile.start.trace
+        start, texts = readahead.locked(loaded.root / trace, trace)
+        rendered |= texts
+    return Local(includes, files, tuple(sorted(templates)), rendered, models, start)
 
 
 def _template(root: Path, source: str) -> str:

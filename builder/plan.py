@@ -189,12 +189,15 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
     if locked.cuda and locked.cuda.flavour != "none":
         layers.append(_links(lock.format, locked, locked.cuda))
     if lock.files or lock.templates:
-        layers.append(_files(lock, locked.image))
+        layers.append(_files("files", lock.format, lock.files, lock.templates, locked.image))
+    config = _config(lock.image, locked)
+    if lock.start and lock.start.platform == locked.platform:
+        layers.append(_files("read ahead", lock.format, (), lock.start.files, locked.image))
+        config = replace(config, entrypoint=(lock.start.files[0].to, *config.entrypoint))
     if locked.gpu:
         from builder.gpu.labels import labels  # few images have GPUs
 
         annotations |= labels(locked.gpu)
-    config = _config(lock.image, locked)
     return PlatformPlan(locked.platform, tuple(layers), config, locked.image, tuple(sorted(annotations.items())))
 
 
@@ -276,8 +279,14 @@ def _links(format_: int, locked: LockedPlatform, cuda: LockedCuda) -> LinksLayer
     return LinksLayer(f"cuda {minor}", _key(format_, "cuda", parts), wheels, minor, python)
 
 
-def _files(lock: Lock, image: LockedImage | None) -> FilesLayer:
-    files, templates, folders = lock.files, lock.templates, image.folders if image else ()
+def _files(
+    name: str,
+    format_: int,
+    files: tuple[LockedLocal, ...],
+    templates: tuple[LockedTemplate, ...],
+    image: LockedImage | None,
+) -> FilesLayer:
+    folders = image.folders if image else ()
     if image:
         files = tuple(replace(file, to=image.place(file.to)) for file in files)
         templates = tuple(replace(template, to=image.place(template.to)) for template in templates)
@@ -288,7 +297,7 @@ def _files(lock: Lock, image: LockedImage | None) -> FilesLayer:
     }
     if folders:
         parts["folders"] = [[folder.real, folder.mode, folder.uid, folder.gid] for folder in folders]
-    return FilesLayer("files", _key(lock.format, "files", parts), files, templates, folders)
+    return FilesLayer(name, _key(format_, "files", parts), files, templates, folders)
 
 
 def _key(format_: int, kind: str, parts: Mapping[str, object]) -> Digest:

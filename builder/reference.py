@@ -84,6 +84,8 @@ image:
   ports: [8080, 9000/udp]
   labels: {org.opencontainers.image.title: SDXL Turbo}
   stop-signal: SIGTERM
+start: {trace: sdxl-turbo.trace.json, readahead: true}
+
 publish:
   soci: {enabled: true, span-size: 4MiB, min-layer-size: 10MiB}
   to: oci:out/sdxl-turbo

@@ -96,6 +96,7 @@ def resolve(
         files=found.files,
         templates=found.templates,
         models=_models(profile, found, places, previous, upgrade),
+        start=found.start,
         image=execution(profile),
         soci=soci_settings(profile),
     )
@@ -114,6 +115,8 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
         reasons.append("the profile has changed")
     reasons += _differences("file", lock.files, found.files)
     reasons += _differences("template", lock.templates, found.templates)
+    if lock.start != found.start and not reasons:
+        reasons.append("the trace of its start has changed")
     if profile.models or lock.models:
         from builder.models import locking  # it takes long to import, and few profiles have models
 

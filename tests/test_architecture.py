@@ -34,7 +34,7 @@ FLOORS = (
     ("fetch", "plan", "registry"),
     ("base", "places", "sources"),
     ("binaries", "coldstart", "models"),
-    ("findings", "packing", "sbom"),
+    ("findings", "packing", "readahead", "sbom"),
     ("attach", "own", "signing"),
     ("papers",),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "verify"),

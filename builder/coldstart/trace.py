@@ -132,6 +132,8 @@ def parse(data: bytes | str, file: str) -> Trace:
 
 
 def _problems(trace: Trace) -> Iterable[str]:
+    if not re.fullmatch(r"[a-z0-9]+(/[a-z0-9]+){1,2}", trace.platform):
+        yield f"{trace.platform!r} is no platform such as linux/amd64"
     before = ""
     for file in trace.files:
         if not before < file.path:

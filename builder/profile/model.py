@@ -209,6 +209,21 @@ class Image:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a start reads, and what is done with that. The layers stay what they are, and shared."""
+
+    trace: LocalPath = field(
+        doc="The file that `build trace` wrote, relative to the folder of the profile that says so.",
+        example="ocr.trace.json",
+    )
+    readahead: bool = field(
+        doc="Whether a process beside the program reads ahead, from many places at once, what the start is known to read: on "
+        "a node that starts the image lazily. The entrypoint is started by it and keeps its process; needs the image's Python.",
+        default=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Soci:
     """The SOCI index, with which a node starts the image before it has pulled it."""
 
@@ -277,6 +292,14 @@ def _gpu_needs_an_image(base: Base | None, gpu: Gpu | None) -> _Complaints:
         yield ("gpu",), "the image has no program that could use a GPU: add base, or remove gpu"
 
 
+def _reading_ahead_needs_python(python: Python | None, start: Start | None) -> _Complaints:
+    if start and start.readahead and python is None:
+        yield (
+            ("start", "readahead"),
+            "what reads ahead needs a Python, and the image has none: add python, or write false",
+        )
+
+
 def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
     first: dict[str, int] = {}
     for index, template in enumerate(templates):
@@ -295,6 +318,7 @@ class Profile:
         _cuda_stands_on_something,
         _slim_needs_wheels,
         _gpu_needs_an_image,
+        _reading_ahead_needs_python,
         _templates_do_not_collide,
         models_are_told_apart,
     )
@@ -328,6 +352,7 @@ class Profile:
     )
     models: tuple[Model, ...] = field(doc="Models that are published beside the image.", default=())
     image: Image = field(doc="How a container starts.", default=Image())
+    start: Start | None = field(doc="What is known of how it starts, and used to make it faster.", default=None)
     publish: Publish = field(doc="What is published.", default=Publish())
 
     @property

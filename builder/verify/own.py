@@ -45,7 +45,8 @@ def own_files(source: Source, found: Structure, lock: Lock, near: Path | None, t
     files: list[LockedLocal] = []
     templates: list[LockedTemplate] = []
     texts: dict[str, bytes] = {}
-    own: list[Own] = [*lock.files, *lock.templates]
+    start = lock.start.files if lock.start else ()
+    own: list[Own] = [*lock.files, *lock.templates, *start]
     for item in own:
         beside = near / item.source if near and isinstance(item, LockedLocal) else None
         if item.sha256 is None:
@@ -65,8 +66,9 @@ def own_files(source: Source, found: Structure, lock: Lock, near: Path | None, t
             continue
         for path, item in _extract(source, image, number, wanted, target, findings):
             if isinstance(item, LockedTemplate):
-                templates.append(item)
                 texts[item.to] = path.read_bytes()
+                if item not in start:
+                    templates.append(item)
             else:
                 files.append(replace(item, source=str(path)))
     for name in sorted(wanted) if whole else ():

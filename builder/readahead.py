@@ -1,0 +1,74 @@
+"""Reading ahead: a tiny layer on top that has what a start reads, and a launcher that reads it before the program does.
+
+No layer below changes, so that shared layers stay shared, and the index stays what it was; any lazy snapshotter will do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from builder.coldstart import trace as traces
+from builder.coldstart.trace import Part, Trace, TraceError
+from builder.errors import BuilderError
+from builder.lock import LockedStart, LockedTemplate
+from builder.oci.digest import Digest
+from builder.oci.spec import Platform
+
+LAUNCHER = "/opt/layerwright/start"
+"""The program that starts the image's program."""
+_RANGES = "/opt/layerwright/readahead.json"
+_NUMBER = 1
+"""The newest launcher. Those that locks name stay as they are, for ever."""
+
+
+def locked(path: Path, source: str, number: int = _NUMBER) -> tuple[LockedStart, Mapping[str, bytes]]:
+    """What a lock says of reading ahead by the trace at `path`, whose name in the profile is `source`, and the two files.
+
+    Raises `BuilderError` if there is no such trace, and what `trace.parse` raises.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BuilderError(
+            f"start.trace: {source}: {error.strerror}",
+            hint=f"make it from the published image: build trace REF -o {source}",
+        ) from error
+    trace = traces.parse(data, source)
+    files = {LAUNCHER: _launcher(number), _RANGES: ranges(trace)}
+    rows = (
+        LockedTemplate(LAUNCHER, f"launcher {number}", "0755", _sha256(files[LAUNCHER]), *_of(files[LAUNCHER])),
+        LockedTemplate(_RANGES, source, "0644", _sha256(data), *_of(files[_RANGES])),
+    )
+    return LockedStart(Platform.parse(trace.platform), number, rows), files
+
+
+def ranges(trace: Trace) -> bytes:
+    """What is read ahead, as `[[path, start, end], …]`: the files of which most is read first, since they take longest."""
+    rows = [
+        (f"/{file.path}", part.start, part.end)
+        for file in sorted(trace.files, key=lambda file: (-file.read, file.path))
+        for part in file.parts or (Part(0, file.size),)
+    ]
+    if not rows:
+        raise TraceError("the trace has no file", hint="trace a start that does something: build trace")
+    return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _launcher(number: int) -> bytes:
+    package = Path(__file__).resolve().parent
+    inside = package / "templates"
+    folder = inside if inside.is_dir() else package.parent / "templates"
+    try:
+        return (folder / "start" / f"launcher-{number}.py").read_bytes()
+    except FileNotFoundError as error:
+        raise BuilderError(f"there is no launcher {number}", hint="upgrade Layerwright, or run `build lock`") from error
+
+
+def _sha256(data: bytes) -> str:
+    return Digest.of(data).hex
+
+
+def _of(data: bytes) -> tuple[str, int]:
+    return _sha256(data), len(data)
