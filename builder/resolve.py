@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
-from builder import documents
+from builder.asked import python_version, request_in, request_of, requirements_of
 from builder.baseimage import LockedImage
 from builder.errors import BuilderError
 from builder.lock import (
-    FORMAT,
     Lock,
     LockedCuda,
     LockedDebian,
@@ -25,15 +24,12 @@ from builder.lock import (
     LockedTemplate,
     LockedWheel,
 )
-from builder.oci import spec
 from builder.oci.content import Source
-from builder.oci.digest import Digest
 from builder.oci.spec import Platform
 from builder.own import Local, execution, soci_settings
 from builder.packing import Folder, Packer
-from builder.profile import PYTHON_OF, Cuda, LoadedProfile, Model, Profile, Python
+from builder.profile import Cuda, LoadedProfile, Model, Profile, Python
 from builder.progress import Progress
-from builder.sources import requirements
 from builder.sources.requirements import Requirements
 from builder.sources.simple import Catalogue
 
@@ -103,46 +99,6 @@ def resolve(
     return lock if lock == previous else replace(lock, created=created)
 
 
-def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
-    """Why a lock does not belong to a profile as it is now; empty if it does. Nothing is looked up."""
-    profile = loaded.profile
-    reasons = []
-    if lock.format != FORMAT:
-        reasons.append(f"it was made for format {lock.format} of images, this version builds format {FORMAT}")
-    if lock.name != profile.name:
-        reasons.append(f"it is the lock of {lock.name}, not of {profile.name}")
-    elif lock.profile != str(profile.digest):
-        reasons.append("the profile has changed")
-    reasons += _differences("file", lock.files, found.files)
-    reasons += _differences("template", lock.templates, found.templates)
-    if lock.start != found.start and not reasons:
-        reasons.append("the trace of its start has changed")
-    if profile.models or lock.models:
-        from builder.models import locking  # it takes long to import, and few profiles have models
-
-        reasons += locking.differences(profile.models, lock.models, found.models)
-    if lock.includes != found.includes and not reasons:
-        reasons.append("a profile that it extends has changed")
-    for locked in lock.platforms:
-        if not reasons and (was := _was(locked)) and was != _request(loaded, locked.platform, locked.image):
-            reasons.append(f"the requirements of {locked.platform} have changed")
-    wanted = (tuple(sorted(profile.platforms)), execution(profile), soci_settings(profile))
-    if not reasons and (tuple(item.platform for item in lock.platforms), lock.image, lock.soci) != wanted:
-        reasons.append("its settings are not those of the profile")
-    return reasons
-
-
-def _differences(
-    noun: str,
-    then: Sequence[LockedLocal] | Sequence[LockedTemplate],
-    now: Sequence[LockedLocal] | Sequence[LockedTemplate],
-) -> list[str]:
-    before, after = {item.to: item for item in then}, {item.to: item for item in now}
-    changed = [f"{noun} {after[to].source} has changed" for to in after if to in before and after[to] != before[to]]
-    added = [f"{noun} {after[to].source} is new" for to in after if to not in before]
-    return sorted(changed + added + [f"{noun} {before[to].source} is gone" for to in before if to not in after])
-
-
 def _platform(
     loaded: LoadedProfile,
     platform: Platform,
@@ -171,9 +127,9 @@ def _platform(
     if not profile.python and not profile.cuda:
         locked = LockedPlatform(platform, found, image=image)
         return _with_contract(locked, profile, previous, places, progress)
-    request = _request(loaded, platform, image)
+    request = request_of(loaded, platform, image)
     wheels, cuda = _wheels(loaded, platform, below, request, places, previous, upgrade, progress)
-    version = _python_version(profile, image)
+    version = python_version(profile, image)
     wheels = _slim(profile, wheels, version, places)
     python = None
     if profile.python:
@@ -276,16 +232,16 @@ def _wheels(
     if isinstance(upgrade, frozenset):
         upgrade = frozenset(map(canonicalize_name, upgrade))
     before = tuple(replace(wheel, drop=()) for wheel in previous.wheels) if previous else ()
-    was = _was(previous)
+    was = request_in(previous)
     moving = upgrade is True or (upgrade or _NO_UPGRADE) & {wheel.name for wheel in before}
     if previous and was == request and not moving:
         return before, replace(previous.cuda, wheels=()) if previous.cuda else None
     from builder.sources.target import target_of
 
     image, debian = (base, None) if isinstance(base, LockedImage) else (None, base)
-    version = _python_version(profile, image)
+    version = python_version(profile, image)
     target = target_of(version, platform, base)
-    asked = _requirements(loaded, profile.python) if profile.python else Requirements()
+    asked = requirements_of(loaded, profile.python) if profile.python else Requirements()
     with progress.task(f"lock {'Python packages' if profile.python else 'CUDA'} for {platform}", None):
         if profile.cuda is None:
             from builder.sources import pypi
@@ -312,28 +268,10 @@ def _wheels(
     return smallest.decide(cuda, composed, LockedPlatform(platform, debian, image=image), version, executable, means)
 
 
-def _was(previous: LockedPlatform | None) -> str | None:
-    """The digest of what was asked for when a platform was locked."""
-    if previous is None:
-        return None
-    return previous.python.request if previous.python else previous.cuda.request if previous.cuda else None
-
-
 def _asked(cuda: Cuda) -> Asked:
     from builder.cuda.flavours import Asked
 
     return Asked(cuda.version, cuda.flavour, cuda.cudnn, cuda.nccl)
-
-
-def _python_version(profile: Profile, image: LockedImage | None) -> str:
-    """The version `3.N` that wheels are chosen for; without Python, that of the Debian, so that images share layers."""
-    if image:
-        return ".".join(image.python.split(".")[:2]) or next(iter(PYTHON_OF.values()))
-    if profile.python:
-        return profile.python.version
-    assert profile.base
-    assert profile.base.debian
-    return PYTHON_OF[profile.base.debian]
 
 
 def _slim(profile: Profile, wheels: Sequence[LockedWheel], version: str, places: Places) -> tuple[LockedWheel, ...]:
@@ -352,24 +290,6 @@ def _bytecode(python: Python, platform: Platform, architecture: str, before: Loc
     if python.bytecode != "auto":
         return python.bytecode
     return before.bytecode if before else platform.architecture == architecture
-
-
-def _request(loaded: LoadedProfile, platform: Platform, image: LockedImage | None) -> str:
-    """The digest of all that decides which wheels an image has."""
-    profile = loaded.profile
-    asked = requirements.request(_requirements(loaded, profile.python) if profile.python else Requirements())
-    document: dict[str, object] = {"requirements": str(asked), "python": _python_version(profile, image)}
-    if image:
-        document |= {"interpreter": image.python, "libc": image.libc}
-    if profile.cuda:
-        document["cuda"] = documents.dump(profile.cuda)
-    return str(Digest.of(spec.encode(document | {"platform": str(platform)})))
-
-
-def _requirements(loaded: LoadedProfile, python: Python) -> Requirements:
-    if isinstance(python.requirements, str):
-        return Requirements(file=loaded.root / python.requirements)
-    return Requirements(lines=python.requirements)
 
 
 def _own_places(files: Sequence[LockedLocal], templates: Sequence[LockedTemplate]) -> tuple[str, ...]:

@@ -35,9 +35,9 @@ FLOORS = (
     ("base", "places", "sources"),
     ("binaries", "coldstart", "models"),
     ("findings", "packing", "readahead", "sbom"),
-    ("attach", "own", "signing"),
+    ("asked", "attach", "own", "signing"),
     ("papers",),
-    ("assemble", "copying", "differ", "examine", "publish", "resolve", "verify"),
+    ("assemble", "copying", "differ", "examine", "publish", "resolve", "staleness", "verify"),
     ("cli",),
 )
 """The modules and packages directly below `builder`, lowest first. A module imports from lower floors and, in a

@@ -22,9 +22,10 @@ from builder.errors import OfflineError
 from builder.lock import Lock
 from builder.own import read_local
 from builder.progress import Silent
-from builder.resolve import Places, resolve, staleness
+from builder.resolve import Places, resolve
 from builder.sources.indexes import Indexes
 from builder.sources.simple import Catalogue
+from builder.staleness import staleness
 from builder.store import Store
 
 MOVING = PROFILE.replace("alpha", "moving-one, moving-two").replace("[hello]", "[hello, tool]")

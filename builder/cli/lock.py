@@ -13,7 +13,7 @@ from builder.cli.work import Work
 from builder.errors import StaleLockError, UsageError
 from builder.lock import Lock, LockedPlatform
 from builder.oci.digest import Digest
-from builder.resolve import staleness
+from builder.staleness import staleness
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 

@@ -27,13 +27,14 @@ from builder.own import Local, read_local
 from builder.packing import Folder
 from builder.places.blobs import BaseLayers
 from builder.profile import PYTHON_OF, LoadedProfile
-from builder.resolve import Places, resolve, staleness
+from builder.resolve import Places, resolve
 from builder.sources import apt, indexes
 from builder.sources.apt import Mirror
 from builder.sources.indexes import Indexes
 from builder.sources.origins import ConfiguredOrigins
 from builder.sources.simple import ORIGIN as PYPI
 from builder.sources.simple import Catalogue
+from builder.staleness import staleness
 
 if TYPE_CHECKING:
     from builder.models.sources import Means

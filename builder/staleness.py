@@ -1,0 +1,54 @@
+"""Whether a lock still belongs to a profile, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from builder.asked import request_in, request_of
+from builder.lock import FORMAT, Lock, LockedLocal, LockedTemplate
+from builder.own import Local, execution, soci_settings
+from builder.profile import LoadedProfile
+
+
+def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
+    """Why a lock does not belong to a profile as it is now; empty if it does. Nothing is looked up."""
+    profile = loaded.profile
+    reasons = []
+    if lock.format != FORMAT:
+        reasons.append(f"it was made for format {lock.format} of images, this version builds format {FORMAT}")
+    if lock.name != profile.name:
+        reasons.append(f"it is the lock of {lock.name}, not of {profile.name}")
+    elif lock.profile != str(profile.digest):
+        reasons.append("the profile has changed")
+    reasons += _differences("file", lock.files, found.files)
+    reasons += _differences("template", lock.templates, found.templates)
+    if lock.start != found.start and not reasons:
+        reasons.append("the trace of its start has changed")
+    if profile.models or lock.models:
+        from builder.models import locking  # it takes long to import, and few profiles have models
+
+        reasons += locking.differences(profile.models, lock.models, found.models)
+    if lock.includes != found.includes and not reasons:
+        reasons.append("a profile that it extends has changed")
+    for locked in lock.platforms:
+        if (
+            not reasons
+            and (before := request_in(locked))
+            and before != request_of(loaded, locked.platform, locked.image)
+        ):
+            reasons.append(f"the requirements of {locked.platform} have changed")
+    wanted = (tuple(sorted(profile.platforms)), execution(profile), soci_settings(profile))
+    if not reasons and (tuple(item.platform for item in lock.platforms), lock.image, lock.soci) != wanted:
+        reasons.append("its settings are not those of the profile")
+    return reasons
+
+
+def _differences(
+    noun: str,
+    then: Sequence[LockedLocal] | Sequence[LockedTemplate],
+    now: Sequence[LockedLocal] | Sequence[LockedTemplate],
+) -> list[str]:
+    before, after = {item.to: item for item in then}, {item.to: item for item in now}
+    changed = [f"{noun} {after[to].source} has changed" for to in after if to in before and after[to] != before[to]]
+    added = [f"{noun} {after[to].source} is new" for to in after if to not in before]
+    return sorted(changed + added + [f"{noun} {before[to].source} is gone" for to in before if to not in after])
