@@ -169,3 +169,55 @@ def test_the_same_image_from_two_locks(small_cuda: World, tmp_path: Path) -> Non
         environ = small_cuda.environment(root / "cache", PYTHONHASHSEED=seed)
         digests.add(run(["publish", "-q", path, f"oci:{root / 'out'}"], root, environ).digest)
     assert len(digests) == 1
+
+
+def test_a_plan_says_what_is_found_and_where(small_cuda: World, tmp_path: Path) -> None:
+    """In short, in full, for programs; and with the exit status, for scripts."""
+    environ = small_cuda.environment(small_cuda.root / "cache")
+    path = profile(tmp_path, ["loses-wheels"])
+    assert run(["lock", path], tmp_path, environ).code == 0
+    full = run(["plan", path, "--findings"], tmp_path, environ)
+    assert full.code == 0, full.err
+    assert "CUDA 13.2.1, flavour base:" in full.out
+    assert "found by way of /usr/local/cuda" in full.out
+    (row,) = (line for line in full.out.splitlines() if line.startswith("loses-wheels 1.0 "))
+    assert row.split()[2:] == [
+        "libcublas.so.13",
+        "nvidia-cublas",
+        "13.4.0.1",
+        "/usr/local/cuda/lib64/libcublas.so.13,",
+        "by",
+        "LD_LIBRARY_PATH",
+    ]
+    assert "findings: none" in full.out
+    document = run(["plan", path, "--findings", "--minimal", "--format", "json"], tmp_path, environ).json["linux/amd64"]
+    assert set(document) == {"layers", "findings", "libraries", "savings"}
+    assert {
+        "file": f"/{SITE}/loses_wheels/_ext.cpython-311-x86_64-linux-gnu.so",
+        "of": "loses-wheels 1.0",
+        "needs": "libcublas.so.13",
+        "found": "/usr/local/cuda/lib64/libcublas.so.13",
+        "is": f"/{SITE}/nvidia/cu13/lib/libcublas.so.13",
+        "from": "nvidia-cublas 13.4.0.1",
+        "how": "LD_LIBRARY_PATH",
+    } in document["libraries"]
+    assert isinstance(run(["plan", path, "--format", "json"], tmp_path, environ).json["linux/amd64"], list)
+
+
+def test_a_plan_of_what_cannot_run(small_cuda: World, tmp_path: Path) -> None:
+    environ = small_cuda.environment(small_cuda.root / "cache")
+    path = profile(tmp_path, ["needs-nothing-else"])
+    path.write_text(path.read_text().partition("cuda:")[0])
+    assert run(["lock", path], tmp_path, environ).code == 0
+    cache = small_cuda.environment(tmp_path / "cache")
+    unread = run(["plan", path], tmp_path, cache)
+    assert (unread.code, "error" in unread.out) == (0, False), "nothing is fetched for a plan"
+    done = run(["plan", path, "--findings"], tmp_path, cache)
+    assert done.code == 3
+    assert "error: needs-nothing-else 1.0: libmissing.so.1 is missing" in done.out
+    assert "1 finding says that something cannot run" in done.err
+    short = run(["plan", path], tmp_path, cache)
+    assert short.code == 0
+    assert "error: needs-nothing-else 1.0: libmissing.so.1 is missing" in short.out
+    assert "--findings shows them" in short.out
+    assert "savings: none" in run(["plan", path, "--minimal"], tmp_path, cache).out

@@ -1,9 +1,11 @@
-"""`build plan`: the layers of an image, and which of them the store has already."""
+"""`build plan`: the layers of an image, which of them the store has already, and what its binaries say of it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,52 +16,102 @@ from builder.cli.context import Context
 from builder.cli.options import common, format_option, lock_option, profile_argument
 from builder.cli.table import table
 from builder.cli.work import Work
+from builder.errors import CheckError
 from builder.image import BuiltLayer
-from builder.lock import LockedModel
+from builder.lock import Lock, LockedModel, LockedPlatform
 from builder.oci.digest import Digest
 from builder.plan import Layer
 from builder.progress import human_size
 
+if TYPE_CHECKING:
+    from builder.cli.binaries import Examined
+
 _SHOWN = 4
+
+
+class FindingsError(CheckError):
+    """Something of an image cannot run."""
+
+    hint = "the findings say what to do about each"
 
 
 @click.command(
     help="Show the layers of PROFILE's image, bottom first: what goes in, how large that is, and whether the layer is in the "
-    "store or has to be packed. Nothing is fetched.",
-    epilog="Example: build plan profiles/ocr.yaml --format json",
+    "store or has to be packed. Nothing is fetched, unless --findings or --minimal have to read inputs.",
+    epilog="Example: build plan profiles/ocr.yaml --findings",
 )
 @profile_argument
+@click.option(
+    "--findings",
+    is_flag=True,
+    help="Say which library each binary gets and from where, and what is missing, too old, there twice or shadowed. The "
+    "exit status is 3 if something cannot run.",
+)
+@click.option("--minimal", is_flag=True, help="Say what could go from the image, and how large it is.")
 @lock_option
 @format_option
 @common
-def plan(context: Context, profile: Path, relock: bool, form: str) -> None:
+def plan(context: Context, profile: Path, findings: bool, minimal: bool, relock: bool, form: str) -> None:
     """Prints the plan of every platform."""
     work = Work.open(context, profile)
     lock = work.current_lock(relock)
     planned = plans.plan(lock)
     known = known_layers(planned, context.store)
     contracts = {item.platform: item.gpu for item in lock.platforms if item.gpu}
+    examined = dict(_examined(work, lock, fetch=findings or minimal)) if form == "text" or findings or minimal else {}
     if form == "json":
-        document: dict[str, object] = {
+        document: dict[str, Any] = {
             str(item.platform): [_document(layer, known.get(layer)) for layer in item.layers]
             for item in planned.platforms
         }
+        for name, found in examined.items():
+            document[name] = {"layers": document[name], **found.document(findings, minimal)}
         if contracts:
             document["gpu"] = {str(platform): documents.dump(found) for platform, found in contracts.items()}
         if lock.models:
             document["models"] = [_model(model) for model in lock.models]
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
-        return
-    for item in planned.platforms:
-        click.echo(f"{planned.name} for {item.platform}")
-        if item.base:
-            click.echo(f"on top of {baseimage.words(item.base)}")
-        rows = [_row(number, layer, known.get(layer)) for number, layer in enumerate(item.layers, 1)]
-        click.echo(table(("", "LAYER", "INPUTS", "INPUT SIZE", "BLOB"), rows, right=(0, 3)))
-        if item.platform in contracts:
-            from builder.cli.gpu import summary  # few images have GPUs
+    else:
+        for item, locked in zip(planned.platforms, lock.platforms, strict=True):
+            click.echo(f"{planned.name} for {item.platform}")
+            if item.base:
+                click.echo(f"on top of {baseimage.words(item.base)}")
+            rows = [_row(number, layer, known.get(layer)) for number, layer in enumerate(item.layers, 1)]
+            click.echo(table(("", "LAYER", "INPUTS", "INPUT SIZE", "BLOB"), rows, right=(0, 3)))
+            if locked.gpu:
+                from builder.cli.gpu import summary  # few images have GPUs
 
-            click.echo(summary(contracts[item.platform]))
+                click.echo(summary(locked.gpu))
+            for line in (*_flavour(locked), *_told(examined.get(str(item.platform)), findings, minimal)):
+                click.echo(line)
+        _show_models(lock)
+    errors = sum(found.errors for found in examined.values())
+    if findings and errors:
+        raise FindingsError(f"{errors} {'finding says' if errors == 1 else 'findings say'} that something cannot run")
+
+
+def _examined(work: Work, lock: Lock, *, fetch: bool) -> Iterator[tuple[str, Examined]]:
+    """What the binaries of each platform say, as far as their inputs have been read; all are read if `fetch` says so."""
+    from builder.cli import binaries  # takes long to import
+
+    for locked in lock.platforms:
+        if found := binaries.examine(work, locked, fetch=fetch):
+            yield str(locked.platform), found
+
+
+def _flavour(locked: LockedPlatform) -> Iterator[str]:
+    """Why the flavour of CUDA is what it is, where the profile left it open."""
+    if locked.cuda and locked.cuda.reasons:
+        yield f"CUDA {locked.cuda.version}, flavour {locked.cuda.flavour}:"
+        yield from (f"  {reason}" for reason in locked.cuda.reasons)
+
+
+def _told(examined: Examined | None, findings: bool, minimal: bool) -> Iterator[str]:
+    if examined:
+        yield from examined.lines(findings, minimal)
+
+
+def _show_models(lock: Lock) -> None:
     if lock.models:
         models = [
             (

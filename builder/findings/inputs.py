@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from builder.binaries.facts import InputFacts
-from builder.binaries.gather import gather
-from builder.binaries.known import known, remember
+from builder.binaries.gather import Item, gather
+from builder.binaries.known import known
 from builder.cuda import environment, links
 from builder.findings.loader import Search
 from builder.findings.root import Input, compose
 from builder.findings.scan import Scan, scan
 from builder.layers.tar import Kind
-from builder.lock import LockedDeb, LockedFile, LockedPlatform, LockedWheel
-from builder.plan import BaseLayer, base_layers
+from builder.lock import LockedFile, LockedPlatform, LockedWheel
+from builder.plan import base_layers
 from builder.progress import Progress
 from builder.sources import slim
 from builder.sources.wheel import site_packages
@@ -33,20 +33,12 @@ def read(
     locked: LockedPlatform, store: Store, ensure: Callable[[Iterable[LockedFile]], None], progress: Progress
 ) -> Mapping[str, InputFacts]:
     """The facts of all inputs of a platform by digest; what is not known is fetched and read."""
-    found = dict(gather(_items(locked), store, ensure, progress))
-    layers = base_layers(locked.image) if locked.image else []
-    ensure(dict.fromkeys(layer.file for layer in layers if known(store, layer.file.sha256) is None))
-    for layer in layers:
-        sha256 = layer.file.sha256
-        found[sha256] = known(store, sha256) or _read_layer(layer, store)
-    return found
+    return gather(_items(locked), store, ensure, progress)
 
 
 def unread(locked: LockedPlatform, store: Store) -> tuple[str, ...]:
     """The names of the inputs whose facts the store does not have."""
-    files = [(item.name, item.file.sha256) for item in _items(locked)]
-    files += [(layer.name, layer.file.sha256) for layer in (base_layers(locked.image) if locked.image else ())]
-    return tuple(name for name, sha256 in files if known(store, sha256) is None)
+    return tuple(item.name for item in _items(locked) if known(store, item.file.sha256) is None)
 
 
 def of(locked: LockedPlatform, facts: Mapping[str, InputFacts]) -> tuple[Input, ...]:
@@ -103,17 +95,9 @@ def scanned(locked: LockedPlatform, facts: Mapping[str, InputFacts], env: Mappin
     return scan(tree, search(locked, environ(locked, env)), version, executable)
 
 
-def _read_layer(layer: BaseLayer, store: Store) -> InputFacts:
-    from builder.binaries import inputs  # takes long to import
-
-    with store.path(layer.file.digest).open("rb") as blob, store.workspace() as spool:
-        facts = inputs.of_tar_stream(blob, layer.name, spool=spool)
-    remember(store, layer.file.sha256, facts)
-    return facts
-
-
-def _items(locked: LockedPlatform) -> tuple[LockedDeb | LockedWheel, ...]:
-    return *(locked.debian.packages if locked.debian else ()), *locked.wheels
+def _items(locked: LockedPlatform) -> tuple[Item, ...]:
+    layers = base_layers(locked.image) if locked.image else ()
+    return *layers, *(locked.debian.packages if locked.debian else ()), *locked.wheels
 
 
 def _gone(wheel: LockedWheel) -> Callable[[str], bool] | None:

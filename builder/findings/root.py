@@ -124,19 +124,16 @@ def compose(inputs: Iterable[Input], python: str | None) -> Root:
 def _hide(root: Root, facts: InputFacts) -> None:
     """What a layer of an image says is gone: a name, or all that is in a folder."""
     for path, _, _ in facts.files:
-        if match := _WHITEOUT.search(path):
-            hidden = (
-                root.real(path[: match.start()])
-                if match[1] == _OPAQUE
-                else root.real(path[: match.start()]) + f"/{match[1]}"
-            )
-            for name in [
-                each for each in (*root.files, *root.links) if each == hidden or each.startswith(f"{hidden}/")
-            ]:
-                root.files.pop(name, None)
-                root.links.pop(name, None)
-                folder, _, last = name.rpartition("/")
-                root.folders[folder or "/"].discard(last)
+        match = _WHITEOUT.search(path)
+        if match is None:
+            continue
+        folder = root.real(path[: match.start()] or "/").rstrip("/")
+        hidden = folder if match[1] == _OPAQUE else f"{folder}/{match[1]}"
+        for name in [each for each in (*root.files, *root.links) if each == hidden or each.startswith(f"{hidden}/")]:
+            root.files.pop(name, None)
+            root.links.pop(name, None)
+            above, _, last = name.rpartition("/")
+            root.folders[above or "/"].discard(last)
 
 
 def _relative(path: str) -> str:
