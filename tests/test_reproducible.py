@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import baseimages
 import cudawheels
 import indexserver
 import judges
@@ -111,6 +113,33 @@ files: [{from: app, to: /app}]
         ["publish", first, f"oci:{tmp_path / 'out'}"], tmp_path, world.environment(world.root / "cache")
     ).digest
     for number, name in enumerate(("umask 077", "hash seed 4242", "one job", "backwards", "locale")):
+        variation = VARIATIONS[name]
+        profile = copied(first, tmp_path / str(number) / "project", variation)
+        environ = offline(world, tmp_path / str(number) / "cache") | variation.environ
+        out = tmp_path / str(number) / "out"
+        argv = ["publish", *variation.options, profile, f"oci:{out}"]
+        assert run(argv, tmp_path, environ, umask=variation.umask).digest == digest, name
+        assert Layout(out).blobs() == Layout(tmp_path / "out").blobs(), name
+
+
+def test_the_same_image_on_top_of_an_image(world: World, tmp_path: Path) -> None:
+    """Its layers come out of the store; the folders that files go into, out of the lock."""
+    members = [*baseimages.debian(random.Random(8).randbytes(1 << 20)), *baseimages.python("3.11.9")]
+    base = baseimages.layout(tmp_path / "base", [members, [baseimages.file("srv/.wh.x")]])
+    text = f"""\
+profile: 1
+name: top
+base: {{image: "oci:{base}:base"}}
+python: {{version: "3.11", requirements: [alpha]}}
+files: [{{from: app, to: /tmp/app}}, {{from: app/zeta, to: /bin/zeta}}]
+publish: {{soci: {{span-size: 256KiB, min-layer-size: 1MiB}}}}
+"""
+    first = world.project(tmp_path / "first", text)
+    digest = run(
+        ["publish", first, f"oci:{tmp_path / 'out'}"], tmp_path, world.environment(world.root / "cache")
+    ).digest
+    shutil.rmtree(base)
+    for number, name in enumerate(("umask 077", "hash seed 4242", "one job", "backwards", "zone")):
         variation = VARIATIONS[name]
         profile = copied(first, tmp_path / str(number) / "project", variation)
         environ = offline(world, tmp_path / str(number) / "cache") | variation.environ
