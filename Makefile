@@ -9,7 +9,7 @@ BENCH_ARGS ?=
 SETUP = PYTHON='$(PYTHON)' scripts/setup
 BIN = .venv/bin
 
-.PHONY: help demo test test-devel lint bench bench-registries clean
+.PHONY: help demo test test-devel lint bench bench-registries bench-models clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -38,6 +38,10 @@ bench: ## measure a build against the floor of this machine
 bench-registries: ## measure pushes, publications and pulls beside crane, oras and skopeo
 	@$(SETUP) bench test
 	@$(BIN)/python -m bench.registries --build '$(BIN)/build' $(BENCH_ARGS) '$(BENCH_PROFILE)'
+
+bench-models: ## measure pulls of a model, whole and by the tensor, beside oras
+	@$(SETUP) bench test
+	@$(BIN)/python -m bench.models --build '$(BIN)/build' $(BENCH_ARGS)
 
 clean: ## remove what was made here; the store of inputs stays (see `build cache`)
 	rm -rf .venv .venv.lock out dist build *.egg-info tests/peers/bin .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -21,6 +21,7 @@ import pytest
 from conftest import _other_pythons
 from test_fetch import disk
 from test_model_pull import found, push
+from world import BUILD
 
 from builder.models.client import client, modules
 
@@ -150,6 +151,23 @@ def test_replicas_of_a_node_download_once(program: Path, registry: str, tmp_path
     inodes = {(tmp_path / f"model-{n}/model-00001-of-00002.safetensors").stat().st_ino for n in range(4)}
     assert len(inodes) == 1
     assert all(found(tmp_path / f"model-{n}") == FILES for n in range(4))
+
+
+def test_cat_gives_files_and_tensors(registry: str, tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    place = f"{registry}/some/image:v1"
+
+    def cat(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        command = [str(BUILD), "model", "cat", place, *arguments, "-q"]
+        return subprocess.run(command, env=environ, capture_output=True, check=False)
+
+    assert cat("tokenizer/tokenizer.json").stdout == FILES["tokenizer/tokenizer.json"]
+    assert cat("--tensor", "norm").stdout == FILES["model-00002-of-00002.safetensors"][-32:-16]
+    assert cat("--tensor", "embed.weight").stdout == FILES["model-00001-of-00002.safetensors"][-(40 << 20) :]
+    assert cat().returncode == 2
+    missing = cat("tokenizer.json")
+    assert (missing.returncode, missing.stdout) == (2, b"")
+    assert b"hint: did you mean tokenizer/tokenizer.json?" in missing.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--no-cache"]], ids=["cache", "no-cache"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,26 +153,24 @@ def test_the_folder_changes_in_one_step(registry: str, tmp_path: Path) -> None:
     target = tmp_path / "model"
     pull(registry, store, target)
     opened = (target / "config.json").open("rb")
-    seen: set[bytes] = set()
-    lost: list[OSError] = []
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            try:
-                seen.add((target / "config.json").read_bytes())
-            except OSError as error:
-                lost.append(error)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(10):
-        pull(registry, store, target, "other")
-        pull(registry, store, target, "v1")
-    done.set()
-    watcher.join()
-    assert lost == []
-    assert seen == {b"{}", FILES["config.json"]}
+    watch = (
+        "import os, sys\nlost = 0\nprint(flush=True)\n"
+        "while not os.path.exists(sys.argv[2]):\n"
+        "    for _ in range(1000):\n"
+        "        try: os.stat(sys.argv[1])\n"
+        "        except FileNotFoundError: lost += 1\n"
+        "print(lost)"
+    )
+    command = [sys.executable, "-c", watch, str(target / "config.json"), str(tmp_path / "done")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout is not None
+        watcher.stdout.readline()
+        models = [published(registry, store, tag) for tag in ("other", "v1")]
+        for model in models * 40:
+            Pulling(store, Silent()).pull(model, target)
+        (tmp_path / "done").touch()
+        assert watcher.stdout.read() == "0\n"
+    (tmp_path / "done").unlink()
     assert opened.read() == FILES["config.json"]
     opened.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "files", "model"]
