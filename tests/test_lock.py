@@ -127,8 +127,8 @@ def test_no_lock_names_a_host(path: Path) -> None:
     document = json.loads(path.read_text())
     document.pop("image", None)  # the profile's own words
     found = strings(document)
-    hosts = [text.removeprefix("pypi://") for text in found]  # a project of whatever index is configured
-    assert not [text for text in hosts if "://" in text or text.startswith("//") or "localhost" in text]
+    addresses = [text.removeprefix("pypi://") for text in found]  # a project of whatever index is configured
+    assert not [text for text in addresses if "://" in text or text.startswith("//") or "localhost" in text]
     assert not [text for text in found if re.search(r"\.(org|com|net|io|dev|invalid|internal|local)(:\d+)?(/|$)", text)]
     hosts = {urlsplit(uri).hostname for mirror in apt.mirrors().values() for uri in mirror.uris} - {None}
     assert not [text for text in found for host in hosts if str(host) in text]

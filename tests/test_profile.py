@@ -33,6 +33,7 @@ from builder.profile import (
     Size,
     Slim,
     Soci,
+    Start,
     Template,
     read,
     starter,
@@ -102,6 +103,7 @@ def test_a_full_profile(tmp_path: Path) -> None:
             labels=(("org.opencontainers.image.title", "SDXL Turbo"),),
             stop_signal="SIGTERM",
         ),
+        start=Start(trace="sdxl-turbo.trace.json"),
         publish=Publish(
             soci=Soci(span_size=Size(4 << 20), min_layer_size=Size(10 << 20)),
             to="oci:out/sdxl-turbo",

@@ -11,7 +11,7 @@ from builder.profile.cuda import Cuda
 from builder.profile.extends import Include, merge
 from builder.profile.forms import PYTHON_OF, Port
 from builder.profile.gpu import Gpu
-from builder.profile.model import Base, File, Image, Profile, Publish, Python, Slim, Soci, Template
+from builder.profile.model import Base, File, Image, Profile, Publish, Python, Slim, Soci, Start, Template
 from builder.profile.models import Model
 from builder.profile.starter import starter
 
@@ -33,6 +33,7 @@ __all__ = [
     "Size",
     "Slim",
     "Soci",
+    "Start",
     "Template",
     "read",
     "starter",
