@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,12 @@ import judges
 import modelworld
 import pytest
 from registryworld import repository
-from world import Done, run
+from world import BUILD, Done, run
 
 from builder.models.artifact import open_artifact, read_config
 from builder.oci.layout import Layout
+
+FIRST = "model-00001-of-00002.safetensors"
 
 
 @pytest.fixture(scope="module", params=["docker-registry", "olareg"])
@@ -203,3 +208,40 @@ def test_a_copy_is_the_same_model(registry: str, bert: Path, tmp_path: Path) -> 
     assert run(["copy", "oci-archive:bert.tar:v1", f"{registry}/copied/again"], tmp_path, home).out == first.out
     listed = run(["model", "list", f"{registry}/copied/again", "--format", "json"], tmp_path, home).json
     assert [(item["tag"], item["digest"]) for item in listed] == [("v1", first.out.strip())]
+
+
+def test_killed_at_any_moment_it_is_published_by_the_next_call(registry: str, tmp_path: Path) -> None:
+    """No tag stands for half a model, and what has arrived is not sent again."""
+    chance = random.Random(7)
+    files = {f"{number}.safetensors": modelworld.small_files(number, 16)[FIRST] for number in range(3)}
+    modelworld.write_files(tmp_path / "m", files)
+    name = f"{registry}/killed/m:v1"
+    source = repository(registry, "killed/m", writing=False)
+    for _ in range(3):
+        with subprocess.Popen([BUILD, "model", "publish", "m", name], cwd=tmp_path, env={"HOME": str(tmp_path)}) as one:
+            time.sleep(chance.uniform(0.25, 0.7))
+            one.kill()
+        if source.find("v1") is not None:
+            break
+    done = published(tmp_path, "m", name)
+    assert done.code == 0, done.err
+    assert {file.path: file.sha256 for file in open_artifact(source, "v1").files} == {
+        path: hashlib.sha256(data).hexdigest() for path, data in files.items()
+    }
+    subprocess.run(
+        [judges.require("oras"), "pull", "--plain-http", name, "-o", tmp_path / "out"], check=True, capture_output=True
+    )
+    assert {path: (tmp_path / "out" / path).read_bytes() for path in files} == files
+
+
+def test_two_at_once(registry: str, bert: Path, tmp_path: Path) -> None:
+    argv = [str(BUILD), "model", "publish", "-q", str(bert), f"{registry}/race/bert:v1", "oci:out:v1"]
+    both = [
+        subprocess.Popen(argv, cwd=tmp_path, env={"HOME": str(tmp_path)}, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [one.communicate(timeout=60)[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    assert said[0] == said[1]
+    for source in (repository(registry, "race/bert", writing=False), Layout(tmp_path / "out")):
+        assert f"{open_artifact(source, 'v1').manifest.digest}\n" == said[0]
