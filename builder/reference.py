@@ -72,6 +72,7 @@ models:
     include: ["*.safetensors", "*.json"]
     exclude: ["*onnx*"]
     precision: fp16
+    allow-overflow: clamp
     mount: /models/sdxl
     image: false
     licenses: [Apache-2.0]

@@ -89,6 +89,7 @@ def test_a_full_profile(tmp_path: Path) -> None:
                 include=("*.safetensors", "*.json"),
                 exclude=("*onnx*",),
                 precision="fp16",
+                overflow="clamp",
                 mount="/models/sdxl",
                 licenses=("Apache-2.0",),
             ),

@@ -190,7 +190,9 @@ def _report(context: Context, lock: Lock, image: Assembled, published: Sequence[
     packed = sum(layer.packed for layer in layers)
     names = dict(_names(image, lock))
     for item in published:
-        for line in delivery_lines(item, names, f"{len(layers)} layers, {packed} of them packed now; "):
+        own = item.digest == image.documents.top.digest
+        what = f"{len(layers)} layers, {packed} of them packed now; " if own else ""
+        for line in delivery_lines(item, names, what):
             context.progress.note(line)
     if form == "text":
         click.echo(f"{image.documents.top.digest}")

@@ -70,15 +70,16 @@ class Work:
     def make_lock(self, upgrade: bool | frozenset[str] = False) -> tuple[Lock, bool]:
         """Makes the lock, keeping what need not move, and writes it; and whether it is another one than before."""
         previous = self.read_lock()
-        lock = resolve(
-            self.loaded,
-            self.local,
-            _places(self.context, self.loaded, self.means),
-            created=_now(self.context),
-            previous=previous,
-            upgrade=upgrade,
-            progress=self.context.progress,
-        )
+        with self.context.store.in_use():  # models may take hours to come
+            lock = resolve(
+                self.loaded,
+                self.local,
+                _places(self.context, self.loaded, self.means),
+                created=_now(self.context),
+                previous=previous,
+                upgrade=upgrade,
+                progress=self.context.progress,
+            )
         if lock == previous:
             return lock, False
         _write(self.lock_path, locks.encode(lock))

@@ -11,6 +11,7 @@ from builder import documents
 from builder import plan as plans
 from builder.lock import Lock
 from builder.oci import config
+from builder.oci.companions import models
 from builder.oci.content import Source
 from builder.oci.digest import Digest
 from builder.oci.published import PublishedImage, read_image, read_top
@@ -71,7 +72,7 @@ def image_side(source: Source, descriptor: Descriptor) -> ImageSide:
         descriptor.digest,
         source,
         {str(image.platform): _layers(image) for image in images},
-        {str(image.platform): _settings(image.settings) for image in images},
+        {str(image.platform): _settings(image.settings) | _models(image.document) for image in images},
     )
 
 
@@ -90,6 +91,8 @@ def lock_side(lock: Lock) -> LockSide:
         for local in lock.files
     }
     files |= {item.to: OwnFile("reg", int(item.mode, 8), item.size, item.sha256) for item in lock.templates}
+    for each in settings.values() if lock.models else ():
+        each["models"] = {model.name: model.manifest for model in lock.models}
     values = {key: value for key, value in _dumped(lock).items() if key not in _OF_PLATFORMS}
     values["python"] = {name: locked.python.version for name, locked in platforms.items() if locked.python}
     values["cuda"] = {
@@ -124,6 +127,14 @@ def _dumped(value: object) -> Mapping[str, Any]:
 
 def _layers(image: PublishedImage) -> tuple[LayerSide, ...]:
     return tuple(LayerSide(name, blob) for name, blob in zip(image.names, image.layers, strict=True))
+
+
+def _models(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The models that a manifest names, if it does."""
+    annotations = document.get("annotations")
+    texts = annotations.items() if isinstance(annotations, dict) else ()
+    named = models({key: value for key, value in texts if isinstance(value, str)})
+    return {"models": {name: str(digest) for name, digest in named}} if named else {}
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:

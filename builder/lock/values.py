@@ -181,6 +181,7 @@ class LockedModel:
     wheel: LockedFile | None = None
     licenses: tuple[str, ...] = ()
     precision: str = ""
+    overflow: str = ""
     converter: int | None = None
     converted: tuple[LockedModelFile, ...] = ()
 

@@ -86,7 +86,9 @@ def deliver(
                 documents.append(part)
             else:
                 delivery.offer(part)
-        return delivery.complete(documents, documents[-1])
+        done = delivery.complete(documents, documents[-1])
+    tags = tuple(f"model-{item.name}" for item in models)
+    return tuple(replace(item, sink=replace(item.sink, tags=tags)) for item in done)
 
 
 def references(models: Sequence[Beside], name: str, image: Descriptor, created: str) -> tuple[Artifact, ...]:

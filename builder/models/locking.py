@@ -51,6 +51,8 @@ def request(model: Model) -> str:
         "precision": model.precision,
         "licenses": list(model.licenses),
     }
+    if model.overflow:
+        document["overflow"] = model.overflow
     return str(Digest.of(spec.encode(document)))
 
 
@@ -109,7 +111,7 @@ def materialise(
     wanted = locked.converted if needed is None else needed
     if not _from_mirrors(model, wanted, means):
         files = sources.bring(model.source, locked, locked.files, means)
-        if _convert(files, locked.precision, means) != locked.converted:
+        if _convert(files, locked.precision, locked.overflow, means) != locked.converted:
             raise StaleLockError(
                 f"model {model.name}: converting it to {locked.precision} makes other bytes than are locked"
             )
@@ -177,7 +179,7 @@ def _base(locked: LockedModel) -> str:
 def _lock(model: Model, means: Means) -> LockedModel:
     collected = sources.collect(model.source, _wanted(model), means)
     files = tuple(map(_locked, collected.files))
-    converted = _convert(collected.files, model.precision, means) if model.precision else ()
+    converted = _convert(collected.files, model.precision, model.overflow or "", means) if model.precision else ()
     locked = LockedModel(
         name=model.name,
         source=collected.source,
@@ -188,6 +190,7 @@ def _lock(model: Model, means: Means) -> LockedModel:
         wheel=collected.wheel,
         licenses=model.licenses,
         precision=model.precision or "",
+        overflow=(model.overflow or "") if model.precision else "",
         converter=CONVERTER if model.precision else None,
         converted=converted,
     )
@@ -196,12 +199,15 @@ def _lock(model: Model, means: Means) -> LockedModel:
     return replace(locked, manifest=str(made.manifest.digest))
 
 
-def _convert(files: Sequence[LocalModelFile], precision: str, means: Means) -> tuple[LockedModelFile, ...]:
+def _convert(
+    files: Sequence[LocalModelFile], precision: str, overflow: str, means: Means
+) -> tuple[LockedModelFile, ...]:
     """The files in another precision, all of them in the store; what was converted before is known."""
     store = means.store
     document = {
         "files": [[file.file.path, file.file.sha256] for file in files],
         "precision": precision,
+        "overflow": overflow,
         "converter": CONVERTER,
     }
     key = Digest.of(spec.encode(document)).hex
@@ -211,7 +217,7 @@ def _convert(files: Sequence[LocalModelFile], precision: str, means: Means) -> t
 
     rows = []
     with store.workspace() as folder:
-        for item in convert(files, precision, folder):  # type: ignore[arg-type] # the profile's form allows no others
+        for item in convert(files, precision, folder, overflow=overflow or "error"):  # type: ignore[arg-type] # as the profile's forms say
             rows.append(_locked(item))
             _keep(item, folder, store)
     converted = tuple(sorted(rows))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from builder.documents import Choice, Form, field
 from builder.profile.forms import Glob, ImagePath, LocalPath, Name, bare_form
@@ -86,6 +86,13 @@ class Model:
         doc="What floating-point weights of safetensors files become when the model is locked; they stay as they are without it.",
         default=None,
         example="fp16",
+    )
+    overflow: Literal["clamp"] | None = field(
+        name="allow-overflow",
+        doc="`clamp` makes numbers that do not fit the `precision` the largest ones that do; without it they are an error that "
+        "names the tensor.",
+        default=None,
+        example="clamp",
     )
     mount: ImagePath = field(
         doc="Where a container finds the model; `/models/NAME` where nothing is said.",
