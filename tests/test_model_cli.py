@@ -140,6 +140,19 @@ def test_diff(place: str, tmp_path: Path) -> None:
     ]
 
 
+def test_what_the_documents_do_not_tell_is_read(place: str, tmp_path: Path) -> None:
+    first = {"w": ("F32", (4,), b"1" * 16), "same[0]": ("F16", (2,), b"same"), "other": ("F16", (2,), b"othe")}
+    second = {**first, "w": ("F32", (4,), b"2" * 16), "other": ("F16", (2,), b"else")}
+    for tag, tensors in (("a", first), ("b", second)):
+        model = modelworld.small_model(tmp_path / tag, {"m.safetensors": modelworld.safetensors(tensors)})
+        publish(model, [Sink("layout", Layout(tmp_path / "layout"), (tag,))], Silent())
+    for options, told in ((), {"w", "same[0]", "other"}), (("--read",), {"w", "other"}):
+        done = run(["model", "diff", *options, "oci:layout:a", "oci:layout:b"], tmp_path, {"HOME": str(tmp_path)})
+        lines = [line.split() for line in done.out.splitlines() if line.startswith("    ~")]
+        assert {line[1] for line in lines} == told
+        assert {line[2] for line in lines} == {"bytes" if options else "perhaps:"}
+
+
 def test_a_renamed_file_is_not_new(models: tuple[EncodedModel, EncodedModel]) -> None:
     """Whoever has its bytes under another name needs none of them."""
     sides = [ModelSide(model.artifact, parse(model.index[1], "m"), {}) for model in models]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -81,6 +81,25 @@ def compare(before: ModelSide, after: ModelSide) -> ModelComparison:
         before.artifact.manifest.digest == after.artifact.manifest.digest,
         sum(change.missing for change in found),
     )
+
+
+def unsettled(found: ModelComparison) -> tuple[str, ...]:
+    """The names of the tensors of which it is not known whether they differ."""
+    return tuple(tensor.name for change in found.files for tensor in change.tensors if tensor.what == ("perhaps",))
+
+
+def settled(found: ModelComparison, differs: Callable[[str], bool]) -> ModelComparison:
+    """The comparison, with `differs` asked about each tensor that is `unsettled`."""
+    files = []
+    for change in found.files:
+        tensors = []
+        for tensor in change.tensors:
+            if tensor.what != ("perhaps",):
+                tensors.append(tensor)
+            elif differs(tensor.name):
+                tensors.append(replace(tensor, what=("bytes",)))
+        files.append(replace(change, tensors=tuple(tensors)))
+    return replace(found, files=tuple(files))
 
 
 def _words(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -11,7 +12,15 @@ from builder.cli.context import Context
 from builder.cli.options import common, format_option, plain_http_option
 from builder.layers.untar import readable
 from builder.models.artifact import open_artifact, read_config, read_index
-from builder.models.compare import ModelComparison, ModelFileChange, ModelSide, TensorChange, compare
+from builder.models.compare import (
+    ModelComparison,
+    ModelFileChange,
+    ModelSide,
+    TensorChange,
+    compare,
+    settled,
+    unsettled,
+)
 from builder.models.values import ModelFile, Tensor
 from builder.places.opening import open_source
 from builder.progress import human_size
@@ -22,26 +31,42 @@ _SHOWN = 20
 @click.command(
     help="Show what is different from the model A to the model B, in registries `HOST/REPOSITORY[:TAG]`, OCI layouts "
     "`oci:DIR[:TAG]` or archives `oci-archive:FILE[:TAG]`: files, tensors, what is said of them, and how many bytes of B somebody "
-    "needs who has A. Only documents are read, no weights.",
+    "needs who has A. Only documents are read; with --read the weights, too, of which they do not tell whether they differ.",
     epilog="Example: build model diff oci:out/models:bert-1 oci:out/models:bert-2",
 )
 @click.argument("a")
 @click.argument("b")
 @click.option("--exit-code", is_flag=True, help="End with 3 if there is a difference.")
+@click.option("--read", is_flag=True, help="Fetch the small tensors of which nothing but their neighbourhood differs.")
 @click.option("--all", "everything", is_flag=True, help=f"Show all tensors, not only the first {_SHOWN} of a file.")
 @plain_http_option
 @format_option
 @common
-def diff(context: Context, a: str, b: str, exit_code: bool, everything: bool, form: str) -> int:
+def diff(context: Context, a: str, b: str, exit_code: bool, read: bool, everything: bool, form: str) -> int:
     """Compares two models; returns the exit status."""
     before, after = _side(a, context), _side(b, context)
     found = compare(before, after)
+    if read and (names := unsettled(found)):
+        found = _read(found, names, a, b, context)
     if form == "json":
         click.echo(json.dumps(_document(found, a, b), indent=2, ensure_ascii=False))
     else:
         for line in _lines(found, sum(file.size for file in after.artifact.files), None if everything else _SHOWN):
             click.echo(readable(line))
     return 3 if exit_code and not found.same else 0
+
+
+def _read(found: ModelComparison, names: Sequence[str], a: str, b: str, context: Context) -> ModelComparison:
+    """The comparison, with the bytes of these tensors looked at."""
+    from builder.models.lazy import Model
+    from builder.models.opening import published
+
+    models = [Model(published(text, context), context.store, context.progress) for text in (a, b)]
+    with models[0] as before, models[1] as after:
+        patterns = [re.sub(r"([*?[])", r"[\1]", name) for name in names]
+        for fetching in [model.prefetch(*patterns) for model in models]:
+            fetching.wait()
+        return settled(found, lambda name: before.tensor(name).bytes() != after.tensor(name).bytes())
 
 
 def _side(text: str, context: Context) -> ModelSide:
