@@ -66,7 +66,7 @@ def main() -> None:
         _model(root / "model")
         print(f"{machine()}; sha256 {_hashing():.2f} GB/s a core now\n\n{HEAD}")
         for precision in PRECISIONS:
-            for jobs in (1, 2):
+            for jobs in (1, 2, 4):
                 print(line(_measure(root, precision, jobs, arguments.rounds)), flush=True)
     if arguments.judge:
         _judge(arguments.judge, arguments.build)

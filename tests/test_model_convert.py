@@ -492,10 +492,10 @@ def test_a_file_that_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_neither_threads_nor_the_order_of_the_source_count(tmp_path: Path, precision: Precision) -> None:
-    """Rows that end in no block, one thread and four, tensors in another order."""
+def test_neither_processes_nor_the_order_of_the_source_count(tmp_path: Path, precision: Precision) -> None:
+    """Rows that end in no block, one process and four, tensors in another order."""
     arrays = {
-        "b.weight": normal(1000, 1537),
+        "b.weight": normal(6000, 1537),
         "a.weight": normal(3, 5),
         "embed.weight": normal(11, 50_000),
         "a.bias": normal(3),
@@ -582,6 +582,34 @@ def test_a_folder_from_the_command_line(tmp_path: Path) -> None:
         file.file.path: file.file.sha256 for file in files(tmp_path / "new/out")
     }
     assert told["sqnr"] > 35
+
+
+def test_a_worker_that_fails_names_the_tensor(tmp_path: Path) -> None:
+    """In a file that is large enough for workers."""
+    weight = np.zeros((10, 1_000_000), np.float32)
+    weight[9, 3] = 1e9
+    found = model(tmp_path / "in", {"m.safetensors": {"a.weight": weight}})
+    with pytest.raises(PrecisionError, match=r"tensor a\.weight: 1e\+09 does not fit into F16") as caught:
+        conversion(found, "fp16", tmp_path / "out", jobs=2)
+    assert "--allow-overflow=clamp" in str(caught.value.hint)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [4, 12_000_000])
+def test_a_disk_that_is_full(tmp_path: Path, size: int) -> None:
+    """Files may have one page: what a full disk says, without one."""
+    model(tmp_path / "in", {"m.safetensors": {"a.weight": np.zeros((1000, size // 1000 + 1), np.float32)}})
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = run(
+        ["model", "convert", "in", "out", "--precision", "fp16"],
+        tmp_path,
+        environment,
+        prefix=["prlimit", "--fsize=1000"],
+    )
+    assert (done.code, done.out) == (1, "")
+    assert "m.safetensors: cannot be written: File too large" in done.err
+    assert "make room on that disk" in done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path) -> None:

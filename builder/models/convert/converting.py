@@ -22,7 +22,7 @@ from builder.oci import files as whole_files
 
 Overflow = Literal["error", "clamp"]
 WEIGHTS = ".safetensors"
-_MOST_JOBS = 2  # more wait for one another: numpy calls are short
+_MOST_JOBS = 4
 
 
 def convert(
@@ -46,7 +46,7 @@ def conversion(
 
     Each folder with weights is a model of its own: its `config.json` and shard indexes are rewritten too. All other files
     are passed on as they are. The same files give the same bytes on every machine. `tables` is whether INT8 takes
-    embedding tables (None: as `convert.rules` says), `jobs` the threads (None: up to 2), `advance` is told bytes of the
+    embedding tables (None: as `convert.rules` says), `jobs` the processes (None: up to 4), `advance` is told bytes of the
     source as they are done.
 
     Raises `PrecisionError` where nothing can be converted, for numbers that do not fit (`overflow="clamp"` takes the

@@ -1,20 +1,22 @@
-"""One file converted: blocks of tensors read, converted on a few threads, and written and hashed in order.
+"""One file converted: stretches of it read, converted and written by worker processes, and hashed as far as they are there.
 
-At most a few blocks of 2 MiB are in memory for each thread, whatever the size of the file and of its tensors.
+A worker has a few blocks of 2 MiB in memory, whatever the size of the file and of its tensors. Threads will not do: between its
+calls of numpy, which are short, it is Python that runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import struct
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builder import workers
 from builder.errors import BuilderError
 from builder.models.convert.outputs import Output, encode_header
 from builder.models.convert.report import ConvertedTensor, Errors
@@ -24,6 +26,10 @@ from builder.oci import files
 
 BLOCK = 2 << 20
 """Bytes of a source tensor that are converted at a time; a row of a matrix is never split."""
+_STRETCH = 8 << 20
+"""Bytes of the source that a worker is given at a time."""
+_ALONE = 4 * _STRETCH
+"""Smaller files are not worth a worker."""
 
 
 class PrecisionError(BuilderError):
@@ -32,15 +38,23 @@ class PrecisionError(BuilderError):
     hint = "choose another precision, or publish the model as it is"
 
 
-_Made = tuple[Any, Errors, bytearray]
-"""What a block became, its errors, and the memory that can be used again when it is written."""
-
-
 @dataclass(frozen=True)
 class _Block:
+    """`length` bytes of a source from `start` become the bytes of the target from `at`."""
+
     output: Output
     start: int
     length: int
+    at: int
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Blocks that one worker converts, one after the other; in the target they end at `end`."""
+
+    number: int
+    blocks: tuple[_Block, ...]
+    end: int
 
 
 def write(
@@ -55,127 +69,210 @@ def write(
 ) -> tuple[LocalModelFile, tuple[ConvertedTensor, ...]]:
     """Writes `made`, all of them from `source`, as the file `target`, which appears when it is complete.
 
-    `advance` is told how many bytes of the source are done. Raises `PrecisionError` for numbers that do not fit and
-    `BadModelError` for a source that changed while it was read.
+    At most `jobs` processes convert; with one, this one does. `advance` is told how many bytes of the source are done. Raises
+    `PrecisionError` for numbers that do not fit, `BadModelError` for a source that changed while it was read, and `BuilderError`
+    where the target cannot be written.
     """
-    digest = hashlib.sha256()
     errors: dict[str, Errors] = {}
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.location.open("rb") as file, files.replacing(target) as out:
+    head = encode_header(made, metadata)
+    stretches = tuple(_stretches(made, len(head)))
+    size = len(head) + sum(output.size for output in made)
+    with source.location.open("rb") as file, files.replacing(target) as out, open(out.name, "rb") as written:
         before = _state(file.fileno())
-        # Memory is used again: to give it back and get it anew would take as long as the conversion.
-        spare: list[bytearray] = []
+        conversion = _Conversion(source.file.path, file.fileno(), out.fileno(), target, clamp)
+        conversion.put(head, 0)
+        hashing = _Hashing(written.fileno(), stretches)
 
-        def convert(block: _Block) -> tuple[Any, Errors, bytearray]:
-            memory, raw = _memory(spare, block.length)
-            _read(file.fileno(), block.start, raw, source)
-            if block.output.making == "copy":
-                return raw, Errors(), memory
-            target_memory, out = _memory(spare, block.length * 16 // BITS[block.output.source.dtype])
-            data, found = _converted(raw, block.output, out, source.file.path, clamp)
-            spare.append(memory)
-            return data, found, target_memory
+        def note(done: tuple[int, dict[str, Errors]]) -> None:
+            number, found = done
+            for name, each in found.items():
+                errors[name] = errors.get(name, Errors()) + each
+            hashing.there(number)
 
-        head = encode_header(made, metadata)
-        digest.update(head)
-        out.write(head)
-        with ThreadPoolExecutor(jobs) as pool:
-            for block, (data, found, memory) in _in_order(pool, convert, _blocks(made), jobs + 2):
-                digest.update(data)
-                out.write(data)
-                del data
-                spare.append(memory)
-                name = block.output.source.name
-                errors[name] = errors.get(name, Errors()) + found
-                if block.output.making not in ("scale", "shape"):
-                    advance(block.length)
+        try:
+            if jobs == 1 or source.file.size < _ALONE:
+                hashing.start()
+                for stretch in stretches:
+                    note(conversion(stretch, advance))
+            else:
+                workers.run(conversion, stretches, jobs, advance, started=hashing.start, done=note)
+            digest = hashing.digest()
+        finally:
+            hashing.stop()
         if _state(file.fileno()) != before:
             raise BadModelError(f"{source.file.path}: it changed while it was converted", hint="run the command again")
-        size = out.tell()
-    result = LocalModelFile(ModelFile(target.name, size, digest.hexdigest()), target)
-    return result, _tensors(made, errors)
+    return LocalModelFile(ModelFile(target.name, size, digest), target), _tensors(made, errors)
 
 
-def _blocks(made: tuple[Output, ...]) -> Iterator[_Block]:
+class _Conversion:
+    """What a worker does; its files are open where it was forked from."""
+
+    def __init__(self, path: str, source: int, target: int, name: Path, clamp: bool) -> None:
+        self._path = path
+        self._source = source
+        self._target = target
+        self._name = name
+        self._clamp = clamp
+        # Used again: to give memory back to the system and get it anew would take as long as the conversion.
+        self._raw = bytearray()
+        self._out = bytearray()
+
+    def __call__(self, stretch: _Stretch, advance: Callable[[int], None]) -> tuple[int, dict[str, Errors]]:
+        errors: dict[str, Errors] = {}
+        for block in stretch.blocks:
+            raw = self._read(block)
+            data, found = (raw, Errors()) if block.output.making == "copy" else self._converted(raw, block)
+            self.put(data, block.at)
+            name = block.output.source.name
+            errors[name] = errors.get(name, Errors()) + found
+            if block.output.making not in ("scale", "shape"):
+                advance(block.length)
+        return stretch.number, errors
+
+    def put(self, data: Any, at: int) -> None:
+        """Writes bytes of the target."""
+        view = memoryview(data)
+        try:
+            while view:
+                count = os.pwrite(self._target, view, at)
+                view, at = view[count:], at + count
+        except OSError as error:
+            raise BuilderError(
+                f"{self._name}: cannot be written: {error.strerror or error}",
+                hint="make room on that disk, or choose another one",
+            ) from error
+
+    def _read(self, block: _Block) -> memoryview:
+        self._raw = _at_least(self._raw, block.length)
+        raw, at = memoryview(self._raw)[: block.length], block.start
+        while at < block.start + block.length:
+            count = os.preadv(self._source, [raw[at - block.start :]], at)
+            if not count:
+                raise BadModelError(f"{self._path}: it ends early, at {at} bytes", hint="run the command again")
+            at += count
+        return raw
+
+    def _converted(self, raw: memoryview, block: _Block) -> tuple[Any, Errors]:
+        # Here, and not before there are workers: numpy has threads, which a fork would lose.
+        from builder.models.convert import kernels
+
+        output, tensor = block.output, block.output.source
+        if output.making == "shape":
+            return struct.pack("<2q", *tensor.shape), Errors()
+        size = block.length * 16 // BITS[tensor.dtype]  # two bytes an element; a step takes one
+        self._out = _at_least(self._out, size)
+        out = memoryview(self._out)[:size]
+        try:
+            if output.making == "cast":
+                return out, kernels.cast(raw, tensor.dtype, output.dtype, out, clamp=self._clamp)
+            numbers = kernels.floats(raw, tensor.dtype).reshape(-1, tensor.shape[1])
+            if output.making == "scale":
+                return kernels.encode(kernels.scales(numbers, tensor.dtype), tensor.dtype), Errors()
+            steps = out[: numbers.size]
+            errors = kernels.quantise(numbers, tensor.dtype, steps)
+            return (kernels.pack(steps, tensor.shape[1]) if output.making == "packed" else steps), errors
+        except kernels.DoesNotFitError as error:
+            raise PrecisionError(
+                f"{self._path}: tensor {tensor.name}: {error.largest:g} does not fit into {output.dtype}, "
+                f"which ends at {kernels.LIMITS[output.dtype]:g} ({error.count} such numbers in one block)",
+                hint="choose bf16, which has the range of float32, or clamp with --allow-overflow=clamp",
+            ) from error
+        except kernels.NoNumberError as error:
+            raise PrecisionError(
+                f"{self._path}: tensor {tensor.name} has numbers that are infinite or none, for which there is no scale",
+                hint="the weights are damaged, or it is no weight: choose fp16 or bf16",
+            ) from error
+
+
+class _Hashing:
+    """The sha256 of a file while it is written: a thread hashes what is there from the beginning."""
+
+    def __init__(self, descriptor: int, stretches: Sequence[_Stretch]) -> None:
+        self._descriptor = descriptor
+        self._ends = [stretch.end for stretch in stretches]
+        self._there: set[int] = set()
+        self._next = 0
+        self._digest = hashlib.sha256()
+        self._error: Exception | None = None
+        self._orders: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begins; only when all processes are made."""
+        self._thread.start()
+
+    def there(self, number: int) -> None:
+        """A stretch is written."""
+        self._there.add(number)
+        while self._next in self._there:
+            self._orders.put(self._ends[self._next])
+            self._next += 1
+
+    def digest(self) -> str:
+        """The sha256 of the file, when all is written."""
+        self.stop()
+        if self._error:
+            raise self._error
+        return self._digest.hexdigest()
+
+    def stop(self) -> None:
+        """Ends, when what was written is hashed."""
+        self._orders.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        at, memory = 0, memoryview(bytearray(BLOCK))
+        try:
+            while (end := self._orders.get()) is not None:
+                while at < end:
+                    count = os.preadv(self._descriptor, [memory[: end - at]], at)
+                    if not count:
+                        raise EOFError("what was written is gone")
+                    self._digest.update(memory[:count])
+                    at += count
+        except Exception as error:
+            self._error = error
+
+
+def _stretches(made: Sequence[Output], at: int) -> Iterator[_Stretch]:
+    """All of the target from byte `at`: the last stretch ends where it ends, and there is one even of nothing."""
+    number, size, blocks = 0, 0, list[_Block]()
+    for block in _blocks(made, at):
+        if size + block.length > _STRETCH and blocks:
+            yield _Stretch(number, tuple(blocks), block.at)
+            number, size, blocks = number + 1, 0, []
+        blocks.append(block)
+        size += block.length
+    yield _Stretch(number, tuple(blocks), at + sum(output.size for output in made))
+
+
+def _blocks(made: Sequence[Output], at: int) -> Iterator[_Block]:
     for output in made:
         tensor = output.source
         size = tensor.end - tensor.start
         if output.making == "shape":
-            yield _Block(output, tensor.start, 0)
-            continue
-        unit = 1
-        if output.making != "copy":
-            element = BITS[tensor.dtype] // 8
-            unit = element if output.making == "cast" else element * tensor.shape[1]
-        step = max(BLOCK // unit, 1) * unit
-        for at in range(0, size, step):
-            yield _Block(output, tensor.start + at, min(step, size - at))
+            yield _Block(output, tensor.start, 0, at)
+        else:
+            unit = _unit(output)
+            step = max(BLOCK // unit, 1) * unit
+            target_unit = output.size * unit // size if size else 0
+            for start in range(0, size, step):
+                yield _Block(output, tensor.start + start, min(step, size - start), at + start // unit * target_unit)
+        at += output.size
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, convert: Callable[[_Block], _Made], blocks: Iterator[_Block], ahead: int
-) -> Iterator[tuple[_Block, _Made]]:
-    """Each block and what it becomes, in order; `ahead` of them are under way."""
-    waiting: deque[tuple[_Block, Future[_Made]]] = deque()
-    try:
-        for block in blocks:
-            waiting.append((block, pool.submit(convert, block)))
-            if len(waiting) >= ahead:
-                done, future = waiting.popleft()
-                yield done, future.result()
-                del future
-        while waiting:
-            done, future = waiting.popleft()
-            yield done, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
+def _unit(output: Output) -> int:
+    """The bytes of the source that cannot be taken apart: one, a number, or a row."""
+    if output.making == "copy":
+        return 1
+    element = BITS[output.source.dtype] // 8
+    return element if output.making == "cast" else element * output.source.shape[1]
 
 
-def _read(descriptor: int, start: int, raw: memoryview, source: LocalModelFile) -> None:
-    done = 0
-    while done < len(raw):
-        count = os.preadv(descriptor, [raw[done:]], start + done)
-        if not count:
-            raise BadModelError(
-                f"{source.file.path}: it ends early, at {start + done} bytes", hint="run the command again"
-            )
-        done += count
-
-
-def _memory(spare: list[bytearray], size: int) -> tuple[bytearray, memoryview]:
-    """Memory that nothing else uses, and `size` bytes of it, or of more memory where that is too small."""
-    memory = spare.pop() if spare else bytearray(BLOCK)
-    return memory, memoryview(memory if size <= BLOCK else bytearray(size))[:size]
-
-
-def _converted(raw: memoryview, output: Output, out: memoryview, path: str, clamp: bool) -> tuple[Any, Errors]:
-    """What a block becomes; `out` has two bytes for each of its elements, and is what is given where that is right."""
-    from builder.models.convert import kernels
-
-    tensor = output.source
-    if output.making == "shape":
-        return struct.pack("<2q", *tensor.shape), Errors()
-    try:
-        if output.making == "cast":
-            return out, kernels.cast(raw, tensor.dtype, output.dtype, out, clamp=clamp)
-        numbers = kernels.floats(raw, tensor.dtype).reshape(-1, tensor.shape[1])
-        if output.making == "scale":
-            return kernels.encode(kernels.scales(numbers, tensor.dtype), tensor.dtype), Errors()
-        steps = out[: numbers.size]
-        errors = kernels.quantise(numbers, tensor.dtype, steps)
-        return (kernels.pack(steps, tensor.shape[1]) if output.making == "packed" else steps), errors
-    except kernels.DoesNotFitError as error:
-        raise PrecisionError(
-            f"{path}: tensor {tensor.name}: {error.largest:g} does not fit into {output.dtype}, "
-            f"which ends at {kernels.LIMITS[output.dtype]:g} ({error.count} such numbers in one block)",
-            hint="choose bf16, which has the range of float32, or clamp with --allow-overflow=clamp",
-        ) from error
-    except kernels.NoNumberError as error:
-        raise PrecisionError(
-            f"{path}: tensor {tensor.name} has numbers that are infinite or none, for which there is no scale",
-            hint="the weights are damaged, or it is no weight: choose fp16 or bf16",
-        ) from error
+def _at_least(memory: bytearray, size: int) -> bytearray:
+    return memory if len(memory) >= size else bytearray(max(size, BLOCK))
 
 
 def _tensors(made: tuple[Output, ...], errors: Mapping[str, Errors]) -> tuple[ConvertedTensor, ...]:
