@@ -1,167 +1,133 @@
-"""How much a torch image has twice when it stands on an image with CUDA: `python -m bench.twice`.
+"""How much a torch image has twice when it stands on an image with CUDA: `python -m bench.twice [VERSION]…`.
 
-Two images of one Debian and the same wheels are made and inspected:
+* composed: `cuda: {flavour: base}`, so that the CUDA libraries are those of torch's own wheels; it is made and inspected
+* base image + wheels: the same layers on top of one in the shape of nvidia/cuda's cudnn-runtime, which is made here out of the
+  shared libraries of NVIDIA's wheels of the same release, and of nothing else: no headers, no packages of the system, by gzip -6
 
-* composed: `cuda: {flavour: base}`, so that there are the CUDA libraries of torch's own wheels, and links to them
-* twice: the same wheels on top of an image in the shape of nvidia/cuda's cudnn-runtime, which is made here out of the
-  shared libraries of NVIDIA's wheels, and of nothing else: no headers, no OS packages of CUDA, one layer by gzip -6
-
-That is less than what nvidia/cuda has (Ubuntu, libcuda compatibility, apt's own files), so that the difference is a lower bound.
-It takes about 12 GB in the folder of the user's store, for as long as it runs, and several minutes.
+That is less than what nvidia/cuda has (apt's own files, libraries for compatibility), so that the difference is a lower bound. It
+takes about 9 GB in the folder of the user's store, for as long as it runs, and some minutes for each release.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import io
 import json
 import os
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench import watch
 from bench.table import say
 
+TORCH = {"12.4": "2.6.0", "12.8": "2.10.0", "13.0": "2.11.0", "13.2": "2.15.0"}
+"""The newest torch on the package index that is made for a release."""
 _MB = 1_000_000
-_SOCI = "publish: {soci: {min-layer-size: 0}}\n"
-_PYTHON = 'python: {{version: "3.11", requirements: [{0}], bytecode: false}}\n'
-_RUNTIME = "nvidia-cudnn-cu13==9.26.0.51, nvidia-nccl-cu13==2.30.7"
-"""As torch 2.15.0 has them."""
-_TORCH = "torch==2.15.0"
+_PROFILE = """\
+profile: 1
+name: {name}
+base: {{debian: bookworm, packages: [libgomp1]}}
+python: {{version: "3.11", requirements: [{requirements}], bytecode: false}}
+cuda: {{version: "{version}", flavour: {flavour}}}
+publish: {{soci: {{min-layer-size: 0}}}}
+"""
+_SAME = ("nvidia-cudnn-cu", "nvidia-nccl-cu")
+HEAD = (
+    "| release | torch | composed: pulled MB | unpacked MB | base image + wheels: pulled MB | unpacked MB "
+    "| less pulled | less unpacked |\n|---|---|---:|---:|---:|---:|---:|---:|"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("versions", nargs="*", default=TORCH, metavar="VERSION")
     parser.add_argument("--build", default="build", help="the command that is measured")
-    build = parser.parse_args().build
+    arguments = parser.parse_args()
+    print(HEAD)
+    for version in arguments.versions:
+        print(measure(arguments.build, version), flush=True)
+
+
+def measure(build: str, version: str) -> str:
+    """The row of a release."""
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="layerwright-bench-", dir=kept) as name:
         env = {**os.environ, "XDG_CACHE_HOME": name}
         env["LAYERWRIGHT_MIRRORS"] = f"{os.environ.get('LAYERWRIGHT_MIRRORS', '')} {kept / 'layerwright'}"
         folder = Path(name)
-        debian = "base: {debian: bookworm, packages: [libgomp1]}\n"
-        say("composed")
-        cuda = 'cuda: {version: "13.2", flavour: base}\n'
-        composed = _layers(build, folder, "composed", debian + _PYTHON.format(_TORCH) + cuda, env)
-        say("the shape of nvidia/cuda's cudnn-runtime")
-        system = "base: {debian: bookworm, packages: [libgomp1, libstdc++6, python3.11]}\n"
-        _layers(build, folder, "system", system, env)
-        text = debian + _PYTHON.format(_RUNTIME) + 'cuda: {version: "13.2", flavour: runtime}\n'
-        _profile(folder, "runtime", text)
-        watch.run([build, "lock", str(folder / "runtime.yaml")], env)
-        wheels = _wheels(folder / "runtime.lock.json", folder / "layerwright")
-        _add(folder / "system", wheels)
-        say("twice")
-        image = f"base: {{image: 'oci:{folder / 'system'}'}}\n"
-        twice = _layers(build, folder, "twice", image + _PYTHON.format(_TORCH).replace(", bytecode: false", ""), env)
-    print("| image | layers | pulled MB | unpacked MB |\n|---|---:|---:|---:|")
-    for title, layers in (("composed", composed), ("base image + wheels", twice)):
-        print(
-            f"| {title} | {len(layers)} | {_sum(layers, 'size') / _MB:,.0f} | {_sum(layers, 'unpacked') / _MB:,.0f} |"
-        )
-    less = (f"{1 - _sum(composed, key) / _sum(twice, key):.1%}" for key in ("size", "unpacked"))
-    print(f"| less | | {' | '.join(less)} |")
+        say(f"CUDA {version}: composed")
+        lock = _locked(build, folder, "composed", version, "base", f"torch=={TORCH[version]}", env)
+        watch.run([build, "assemble", str(folder / "composed.yaml"), "-o", f"oci:{folder / 'out'}", "--no-attach"], env)
+        watch.run([build, "inspect", f"oci:{folder / 'out'}", "--format", "json"], env, output=folder / "said")
+        layers = json.loads((folder / "said").read_bytes())["images"][0]["layers"]
+        pulled, unpacked = (sum(layer[key] for layer in layers) for key in ("size", "unpacked"))
+        say(f"CUDA {version}: what a base image has")
+        wheels = lock["platforms"][0]["python"]["wheels"]
+        same = ", ".join(f"{item['name']}=={item['version']}" for item in wheels if item["name"].startswith(_SAME))
+        runtime = _locked(build, folder, "runtime", version, "runtime", same, env)
+        more_pulled, more_unpacked = _layer(_libraries(runtime, folder / "layerwright"))
+    both = (pulled + more_pulled, unpacked + more_unpacked)
+    release = ".".join(lock["platforms"][0]["cuda"]["version"].split(".")[:3])
+    sizes = (f"{size / _MB:,.0f}" for size in (pulled, unpacked, *both))
+    less = (f"{1 - one / other:.1%}" for one, other in zip((pulled, unpacked), both, strict=True))
+    return f"| {release} | {TORCH[version]} | {' | '.join(sizes)} | {' | '.join(less)} |"
 
 
-def _profile(folder: Path, name: str, text: str) -> Path:
+def _locked(
+    build: str, folder: Path, name: str, version: str, flavour: str, requirements: str, env: Mapping[str, str]
+) -> Any:
     path = folder / f"{name}.yaml"
-    path.write_text(f"profile: 1\nname: {name}\n{text}{_SOCI}")
-    return path
+    path.write_text(_PROFILE.format(name=name, requirements=requirements, version=version, flavour=flavour))
+    watch.run([build, "lock", str(path)], env)
+    return json.loads(path.with_suffix(".lock.json").read_bytes())
 
 
-def _layers(build: str, folder: Path, name: str, text: str, env: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:
-    """Makes an image of a profile in a layout of its name, and tells its layers."""
-    path = _profile(folder, name, text)
-    watch.run([build, "assemble", "--lock", str(path), "-o", f"oci:{folder / name}", "--no-attach"], env)
-    said = folder / "said"
-    watch.run([build, "inspect", f"oci:{folder / name}", "--format", "json"], env, output=said)
-    layers: Sequence[Mapping[str, Any]] = json.loads(said.read_bytes())["images"][0]["layers"]
-    return layers
+def _libraries(lock: Any, store: Path) -> Iterator[tuple[str, zipfile.ZipFile, zipfile.ZipInfo]]:
+    """The shared libraries of NVIDIA's wheels of a lock, which are in the store."""
+    for item in lock["platforms"][0]["python"]["wheels"]:
+        digest = item["file"]["sha256"]
+        if item["name"].startswith("nvidia-"):
+            with zipfile.ZipFile(store / "sha256" / digest[:2] / digest) as archive:
+                for member in archive.infolist():
+                    name = member.filename.rpartition("/")[2]
+                    if ".so" in name:
+                        yield name, archive, member
 
 
-def _wheels(lock: Path, store: Path) -> list[Path]:
-    """NVIDIA's wheels of a lock, in the store."""
-    (platform,) = json.loads(lock.read_bytes())["platforms"]
-    digests = [item["file"]["sha256"] for item in platform["python"]["wheels"] if item["name"].startswith("nvidia-")]
-    return [store / "sha256" / digest[:2] / digest for digest in digests]
-
-
-def _add(layout: Path, wheels: Sequence[Path]) -> None:
-    """Puts the shared libraries of wheels into the image of a layout, as one more layer."""
-    blobs = layout / "blobs/sha256"
-
-    def put(data: bytes) -> dict[str, Any]:
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"digest": f"sha256:{digest}", "size": len(data)}
-
-    index = json.loads((layout / "index.json").read_bytes())
-    top = json.loads((blobs / index["manifests"][0]["digest"][7:]).read_bytes())
-    described = next(item for item in top["manifests"] if "artifactType" not in item)
-    manifest = json.loads((blobs / described["digest"][7:]).read_bytes())
-    config = json.loads((blobs / manifest["config"]["digest"][7:]).read_bytes())
-    layer, diff_id = _layer(layout / "layer", wheels)
-    (layout / "layer").rename(blobs / layer["digest"][7:])
-    config["rootfs"]["diff_ids"].append(diff_id)
-    config["history"].append({"created_by": "CUDA"})
-    manifest["layers"].append({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **layer})
-    manifest["config"] |= put(json.dumps(config).encode())
-    entry = {
-        "mediaType": manifest["mediaType"],
-        "platform": described["platform"],
-        **put(json.dumps(manifest).encode()),
-    }
-    index["manifests"] = [entry | {"annotations": index["manifests"][0].get("annotations", {})}]
-    (layout / "index.json").write_text(json.dumps(index))
-
-
-def _layer(path: Path, wheels: Sequence[Path]) -> tuple[dict[str, Any], str]:
-    """Writes a layer, and gives its description and its diff_id."""
-    with gzip.open(path, "wb", compresslevel=6) as out:
-        plain = _Hashed(out)
-        with tarfile.open(fileobj=plain, mode="w|") as tar:
-            for wheel in wheels:
-                _add_libraries(tar, wheel)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"digest": f"sha256:{digest}", "size": path.stat().st_size}, f"sha256:{plain.sha256.hexdigest()}"
-
-
-def _add_libraries(tar: tarfile.TarFile, wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        for member in archive.infolist():
-            name = member.filename.rpartition("/")[2]
-            if ".so" in name:
-                info = tarfile.TarInfo(f"usr/local/cuda-13.2/lib64/{name}")
+def _layer(libraries: Iterator[tuple[str, zipfile.ZipFile, zipfile.ZipInfo]]) -> tuple[int, int]:
+    """How large a layer of them is: as it is pulled, and unpacked."""
+    pulled = _Counter()
+    with gzip.GzipFile(fileobj=pulled, mode="wb", compresslevel=6) as compressed:
+        unpacked = _Counter(compressed)
+        with tarfile.open(fileobj=unpacked, mode="w|") as tar:
+            for name, archive, member in libraries:
+                info = tarfile.TarInfo(f"usr/local/cuda/lib64/{name}")
                 info.size, info.mode = member.file_size, 0o755
                 with archive.open(member) as content:
                     tar.addfile(info, content)
+    return pulled.size, unpacked.size
 
 
-class _Hashed(io.RawIOBase):
-    """Writes on, and hashes what goes by."""
+class _Counter(io.RawIOBase):
+    """Counts what is written, and writes it on."""
 
-    def __init__(self, out: gzip.GzipFile) -> None:
+    def __init__(self, out: gzip.GzipFile | None = None) -> None:
         super().__init__()
-        self.sha256 = hashlib.sha256()
+        self.size = 0
         self._out = out
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        return self._out.write(data)
-
-
-def _sum(layers: Sequence[Mapping[str, Any]], key: str) -> int:
-    return sum(int(layer[key] or 0) for layer in layers)
+        self.size += len(data)
+        return self._out.write(data) if self._out else len(data)
 
 
 if __name__ == "__main__":

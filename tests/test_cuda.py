@@ -15,7 +15,7 @@ import cudawheels
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from indexserver import Archive, IndexServer, index_server, wheel
+from indexserver import Archive, IndexServer, index_server, sdist, wheel
 from packaging.version import Version
 
 from builder.client import Client
@@ -258,6 +258,27 @@ def test_an_index_without_the_table(tmp_path: Path) -> None:
     with index_server() as empty, pytest.raises(FetchError, match="cuda-toolkit, NVIDIA's table") as caught:
         Resolver(empty, tmp_path)("13.2", "base")
     assert "add an index that has it" in str(caught.value.hint)
+
+
+def test_an_index_with_the_table_as_a_source_distribution_only(tmp_path: Path) -> None:
+    with index_server() as other:
+        other.publish(sdist("cuda_toolkit", "13.2.0"))
+        with pytest.raises(FetchError, match="it has no release there"):
+            Resolver(other, tmp_path)("13.2", "base")
+
+
+def test_an_index_of_plain_pages(index: IndexServer, resolver: Resolver) -> None:
+    index.html_only = True
+    with pytest.raises(
+        BuilderError, match="no index tells the size"
+    ):  # which this small server does not, as HTML has none
+        resolver("13.2", "base")
+
+
+def test_a_table_that_is_too_large(index: IndexServer, resolver: Resolver) -> None:
+    index.publish(broken(data=bytes(2 << 20)))
+    with pytest.raises(FetchError, match=r"cuda_toolkit-13\.3\.0"):
+        resolver("13.3", "base")
 
 
 def broken(metadata: bytes | None = None, data: bytes | None = None) -> Archive:
