@@ -232,6 +232,18 @@ def test_flavour_none_only_tells_containers(cuda: World, tmp_path: Path) -> None
     assert env["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib:/usr/local/nvidia/lib64"
 
 
+@pytest.mark.parametrize("version", ["13.2", "12.8"])
+def test_nothing_links_to_what_is_left_out(cuda: World, tmp_path: Path, version: str) -> None:
+    text = PROFILE.format(version=version, flavour="runtime", cudnn="auto", python="")
+    text += 'slim: [{wheels: [nvidia-cublas, nvidia-cublas-cu12], drop: ["libcublasLt.so.*"]}]\n'
+    text = text.replace("nvidia-cublas, nvidia-cublas-cu12", f"nvidia-cublas{'' if version == '13.2' else '-cu12'}")
+    root, _, _ = published(cuda, tmp_path, text)
+    names = {path.name for path in (root / "usr/local/cuda/lib").iterdir()}
+    assert {"libcublas.so", "libcudart.so"} <= names
+    assert not {name for name in names if name.startswith("libcublasLt")}
+    assert all(path.exists() for path in root.rglob("*") if path.is_symlink())
+
+
 def test_a_profile_overrides_what_containers_are_told(cuda: World, tmp_path: Path) -> None:
     text = PROFILE.format(version="13.2", flavour="base", cudnn="auto", python="")
     text += (
