@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ from builder.coldstart.ready import Ready
 from builder.coldstart.trace import Part, Trace, TracedFile, TraceError
 from builder.coldstart.values import Measurement, Phase, Spread, Start, Summary
 from builder.errors import BuilderError, ToolError, UsageError
+from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
 
@@ -213,6 +215,45 @@ def test_what_a_start_reads(real: Real, folder: Path, path: str, tmp_path: Path)
     more = traces.parse(files[1].read_bytes(), "two").by_path()
     assert f"{site}/numpy/f2py/__pycache__/__init__.cpython-311.pyc" in more
     assert set(found) < set(more)
+
+
+@pytest.mark.parametrize("fault", ["none", "no spans", "a ztoc that is none"])
+def test_whether_it_is_lazy(fault: str, real: Real, folder: Path, path: str, tmp_path: Path) -> None:
+    """The snapshotter falls back without a word where a ztoc is of no use; this says so."""
+    layout = RawLayout(tmp_path / "out")
+    shutil.copytree(real.out, layout.root) if fault != "no spans" else layout.root.mkdir()
+    if fault == "no spans":
+        plain(RawLayout(real.out), Digest.parse(real.digest), layout)
+    if fault == "a ztoc that is none":
+        _replace_ztocs(layout, Digest.parse(real.digest))
+    argv = [BUILD, "verify", "--lazy", "--state", folder, "--format", "json", f"oci:{layout.root}"]
+    env = {**os.environ, "PATH": path}
+    done = subprocess.run(list(map(str, argv)), env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if fault == "none" else 3), done.stderr
+    found = json.loads(done.stdout)
+    assert found["lazy"] is (fault == "none")
+    spanned = [layer for layer in found["layers"] if layer["spans"]]
+    assert bool(spanned) is (fault != "no spans")
+    assert all(layer["lazy"] is (fault == "none") for layer in spanned)
+
+
+def _replace_ztocs(layout: RawLayout, top: Digest) -> None:
+    """Every ztoc becomes that of the first layer: well-formed, with right digests everywhere, and of another layer."""
+    index = layout.json(top)
+    (entry,) = (entry for entry in index["manifests"] if "artifactType" not in entry)
+    (bound,) = (entry for entry in index["manifests"] if "artifactType" in entry)
+    soci = layout.json(Digest.parse(bound["digest"]))
+    for layer in soci["layers"]:
+        layer |= {key: soci["layers"][-1][key] for key in ("digest", "size")}
+    soci["layers"] = soci["layers"][:1]
+    indexed = layout.add(json.dumps(soci).encode(), bound["mediaType"])
+    manifest = layout.json(Digest.parse(entry["digest"]))
+    manifest["annotations"]["com.amazon.soci.index-digest"] = str(indexed.digest)
+    image = layout.add(json.dumps(manifest).encode(), entry["mediaType"])
+    entry |= {"digest": str(image.digest), "size": image.size}
+    bound |= {"digest": str(indexed.digest), "size": indexed.size}
+    bound["annotations"]["com.amazon.soci.image-manifest-digest"] = str(image.digest)
+    layout.point_to(layout.add(json.dumps(index).encode(), spec.INDEX))
 
 
 def test_what_was_not_lazy_has_no_trace(real: Real, folder: Path, path: str, tmp_path: Path) -> None:

@@ -26,7 +26,18 @@ from builder.errors import FetchError, UsageError
 from builder.oci.content import Source
 from builder.places.opening import open_source
 
-_STATE = Path("/var/lib/layerwright/starts")
+STATE = Path("/var/lib/layerwright/starts")
+"""Where stacks keep what they have, unless told otherwise."""
+
+
+state_option = click.option(
+    "--state",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=STATE,
+    show_default=True,
+    help="Where the stack keeps what it has, for as long as it runs.",
+)
 
 
 @dataclass(frozen=True)
@@ -66,14 +77,7 @@ _OPTIONS = (
     click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable for the program."),
     click.option("--gpus", default="", metavar="N,...", help="The GPUs that the program gets, by their numbers."),
     click.option("--platform", default=None, help="The platform to start.  [default: that of this machine]"),
-    click.option(
-        "--state",
-        "folder",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=_STATE,
-        show_default=True,
-        help="Where the stack keeps what it has, for as long as it runs.",
-    ),
+    state_option,
 )
 
 

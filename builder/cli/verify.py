@@ -51,11 +51,38 @@ if TYPE_CHECKING:
 )
 @click.option("--no-models", is_flag=True, help="Do not read the models that the image names.")
 @click.option("--quick", is_flag=True, help="Do not rebuild: check that the image is what it says.")
+@click.option(
+    "--lazy",
+    is_flag=True,
+    help="Mount it on the real lazy stack instead: does a layer come whole that need not? Needs root.",
+)
+@click.option(
+    "--state",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where that stack keeps what it has, for as long as it runs.",
+)
 @plain_http_option
 @format_option
 @common
-def verify(context: Context, ref: str, lock_path: Path | None, no_models: bool, quick: bool, form: str) -> int:
+def verify(
+    context: Context,
+    ref: str,
+    lock_path: Path | None,
+    no_models: bool,
+    quick: bool,
+    lazy: bool,
+    folder: Path | None,
+    form: str,
+) -> int:
     """Verifies one image; returns the exit status."""
+    if lazy:
+        from builder.cli import lazily  # what starts images takes long to import
+
+        if quick or lock_path:
+            raise UsageError("--lazy neither rebuilds nor reads the image", hint="leave out --quick and --lock")
+        return lazily.verify(context, ref, folder, form)
     if quick and lock_path:
         raise UsageError("--quick rebuilds nothing, so that it has no use for --lock", hint="leave out one of them")
     destination = Destination.parse(ref)

@@ -71,10 +71,10 @@ def start(
     """
     gateway.forget()
     reference = f"{gateway.address}/{NAME}@{wanted.digest}"
-    until = time.monotonic() + wanted.timeout
     begun = time.monotonic()
+    until = begun + wanted.timeout
     clock = _Clock([])
-    try:
+    with _explained(gateway):
         if not again:
             _pull(stack, reference, wanted, until)
             clock.end("resolve", _resolved(gateway.requests, begun))
@@ -84,11 +84,29 @@ def start(
             clock.end("create")
             status = _run(stack, name, wanted, ask, until, clock, look)
             told = _marks(marks)
+    return _told(clock, begun, gateway.requests, told, status, again)
+
+
+def mount(stack: Stack, gateway: Gateway, wanted: Wanted) -> None:
+    """Pulls the image and makes a container of it, so that its root is mounted, without running it. Raises as `start` does."""
+    gateway.forget()
+    reference = f"{gateway.address}/{NAME}@{wanted.digest}"
+    until = time.monotonic() + wanted.timeout
+    with _explained(gateway):
+        _pull(stack, reference, wanted, until)
+        with _container(stack, reference, f"mount-{time.monotonic_ns():x}", wanted, until):
+            pass
+
+
+@contextmanager
+def _explained(gateway: Gateway) -> Iterator[None]:
+    """Where the node got no bytes, why it did not is what has to be known."""
+    try:
+        yield
     except (ToolError, StartError) as error:
-        if gateway.failure:  # the node got no bytes: that is what has to be known
+        if gateway.failure:
             raise gateway.failure from error
         raise
-    return _told(clock, begun, gateway.requests, told, status, again)
 
 
 def _pull(stack: Stack, reference: str, wanted: Wanted, until: float) -> None:
