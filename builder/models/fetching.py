@@ -121,36 +121,45 @@ class Fetcher:
             tasks = list(_shared(tasks))
         largest = max(1, *(opened.chunked.largest for opened, _ in wanted if opened.check), 1)
         threads = max(1, min(CONNECTIONS, len(tasks), _MEMORY // largest))
-        spare: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         stop = Stop(self._stop)
-        failures = for_each(lambda task: self._do(task, spare), tasks, threads, stop)
+        failures = for_each(_Worker(self._source, stop, self._advance).do, tasks, threads, stop)
         self._stop.check()
         if failures:
             raise failures[0]
 
-    def _do(self, task: _Run | _Piece, spare: queue.SimpleQueue[bytearray]) -> None:
+
+class _Worker:
+    """Does the tasks of one call, until one of them fails; shared by its threads."""
+
+    def __init__(self, source: Source, stop: Stop, advance: Callable[[int], None]) -> None:
+        self._source = source
+        self._stop = stop
+        self._advance = advance
+        self._spare: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+
+    def do(self, task: _Run | _Piece) -> None:
+        """One request, or several where what came is wrong."""
         from builder.registry import NoRangesError
 
-        opened = task.opened
         if not isinstance(self._source, Ranged):
-            self._stream(opened)
+            self._stream(task.opened)
             return
         try:
             if isinstance(task, _Piece):
                 self._piece(task)
             else:
-                self._run(task, spare)
+                self._run(task)
         except NoRangesError:
-            self._stream(opened)
+            self._stream(task.opened)
 
-    def _run(self, run: _Run, spare: queue.SimpleQueue[bytearray]) -> None:
+    def _run(self, run: _Run) -> None:
         """Chunks that lie side by side, in one request; a wrong one is asked for again, alone."""
         opened = run.opened
         if not opened.check:
             self._run_unchecked(run)
             return
         try:
-            buffer = spare.get_nowait()
+            buffer = self._spare.get_nowait()
         except queue.Empty:
             buffer = bytearray()
         cut = opened.chunked.cuts
@@ -163,21 +172,19 @@ class Fetcher:
                     break
                 if attempt == _TRIES - 1:
                     raise _wrong(opened.chunked, chunk)
-        spare.put(buffer)
+        self._spare.put(buffer)
 
     def _run_unchecked(self, run: _Run) -> None:
         """The same, each block written as it comes."""
         opened, filling, chunk = run.opened, run.opened.filling, run.first
-        offset = filling.cuts[chunk]
-        for block in self._read(opened.chunked, offset, filling.cuts[run.last + 1]):
+        offset, end = filling.cuts[chunk], filling.cuts[run.last + 1]
+        for block in self._read(opened.chunked, offset, end):
             filling.write(offset, block)
             offset += len(block)
             while chunk <= run.last and offset >= filling.cuts[chunk + 1]:
                 filling.mark(chunk)
                 self._landed(opened, chunk)
                 chunk += 1
-        if chunk <= run.last:
-            raise WrongModelError(f"{opened.chunked.file.path}: its blob {opened.chunked.blob.digest} ends early")
 
     def _take(self, opened: Open, first: int, end: int, blocks: Iterator[bytes], buffer: bytearray) -> list[int]:
         """Cuts blocks into chunks; returns those of which other bytes came."""
@@ -199,8 +206,6 @@ class Fetcher:
                         if not self._finish(opened, chunk, room[:length]):
                             wrong.append(chunk)
                         chunk, filled = chunk + 1, 0
-        if chunk < end:
-            raise WrongModelError(f"{chunked.file.path}: its blob {chunked.blob.digest} ends early")
         return wrong
 
     def _piece(self, piece: _Piece) -> None:
@@ -216,8 +221,7 @@ class Fetcher:
             room.left -= 1
             last = not room.left
         if last and not self._finish(opened, chunk, view):
-            run = _Run(opened, chunk, chunk)
-            self._run(run, queue.SimpleQueue())
+            self._run(_Run(opened, chunk, chunk))
 
     def _finish(self, opened: Open, chunk: int, data: memoryview) -> bool:
         """Whether these are the bytes of the chunk; then they are there now."""
@@ -242,12 +246,19 @@ class Fetcher:
             try:
                 for block in self._source.ranges(chunked.blob, start, end, self._stop):
                     self._advance(len(block))
+                    if len(block) > end - start:
+                        raise WrongModelError(
+                            f"{chunked.file.path}: more of its blob {chunked.blob.digest} came than was asked for"
+                        )
                     start += len(block)
                     yield block
-                return
             except DeniedElsewhereError:
                 if attempt == _TRIES:
                     raise
+                continue
+            if start < end:
+                raise WrongModelError(f"{chunked.file.path}: its blob {chunked.blob.digest} ends early")
+            return
 
     def _stream(self, opened: Open) -> None:
         """All of a file by one request, since its place does not give parts; others of its requests wait and find it done."""

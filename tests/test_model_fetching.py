@@ -1,0 +1,133 @@
+"""Chunks from a source that may give anything: what is there afterwards is right, or there is an error."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from builder.client import TransientError
+from builder.errors import BuilderError
+from builder.models.delta import Older
+from builder.models.fetching import Chunked, Fetcher, Open
+from builder.models.filling import Filling
+from builder.models.values import ModelFile
+from builder.models.whole import Bringing
+from builder.oci.digest import Digest
+from builder.oci.spec import Descriptor
+from builder.parallel import Stop
+from builder.progress import Silent
+from builder.registry import NoRangesError
+from builder.store import Store
+
+DATA = random.Random(9).randbytes(1000)
+FAULTS = ("flip", "short", "long", "break", "other place", "no ranges", "nothing")
+
+
+@dataclass
+class Odd:
+    """A source of `DATA` whose answers go wrong, each in its own way; then it answers well."""
+
+    faults: list[str]
+    whole_is_right: bool = True
+
+    def ranges(self, descriptor: Descriptor, start: int, end: int, stop: Stop | None = None) -> Iterator[bytes]:
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault == "no ranges":
+            raise NoRangesError("it sends no parts")
+        data = DATA[start:end]
+        match fault:
+            case "flip":
+                data = bytes([data[0] ^ 1]) + data[1:]
+            case "short":
+                data = data[:-1]
+            case "long":
+                data += b"more"
+            case "other place":
+                data = DATA[-len(data) :]
+            case "nothing":
+                data = b""
+        middle = len(data) // 2
+        yield data[:middle]
+        if fault == "break":
+            raise TransientError("the connection broke")
+        yield data[middle:]
+
+    def blob(self, descriptor: Descriptor) -> AbstractContextManager[BinaryIO]:
+        return closing(BytesIO(DATA if self.whole_is_right else DATA[::-1]))
+
+
+def chunked(cuts: list[int], *, indexed: bool) -> Chunked:
+    bounds = tuple(sorted({0, len(DATA), *cuts}))
+    hashes = tuple(hashlib.sha256(DATA[start:end]).hexdigest() for start, end in pairwise(bounds))
+    digest = Digest.of(DATA)
+    blob = Descriptor("application/octet-stream", digest, len(DATA))
+    return Chunked(ModelFile("m.bin", len(DATA), digest.hex), blob, bounds, hashes if indexed else None)
+
+
+CUTS = some.lists(some.integers(1, len(DATA) - 1), max_size=12)
+WRONG = some.lists(some.sampled_from((*FAULTS, "")), max_size=12)
+
+
+@given(CUTS, WRONG, some.booleans(), some.data())
+@settings(max_examples=80, deadline=None)
+def test_parts_are_right_or_an_error(cuts: list[int], faults: list[str], whole: bool, data: some.DataObject) -> None:
+    file = chunked(cuts, indexed=True)
+    chunks = sorted(data.draw(some.sets(some.integers(0, len(file.cuts) - 2), min_size=1)))
+    with tempfile.TemporaryDirectory() as name, Filling(Path(name, "file"), file.cuts) as filling:
+        try:
+            Fetcher(Odd(faults, whole), Stop()).fetch([(Open(file, filling), chunks)])  # type: ignore[arg-type]
+            assert filling.missing(chunks) == []
+        except BuilderError:
+            pass
+        there = set(range(len(file.cuts) - 1)) - set(filling.missing())
+        with Filling(Path(name, "file"), file.cuts) as again:
+            assert set(again.missing()) == set(range(len(file.cuts) - 1)) - there
+        for chunk in there:
+            start, end = filling.span(chunk)
+            assert Path(name, "file").read_bytes()[start:end] == DATA[start:end]
+
+
+@given(CUTS, WRONG, some.booleans(), some.booleans())
+@settings(max_examples=40, deadline=None)
+def test_whole_files_are_right_or_an_error(cuts: list[int], faults: list[str], indexed: bool, whole: bool) -> None:
+    """Tried again and again, as an init container is, it ends well once the source does."""
+    file = chunked(cuts, indexed=indexed)
+    source = Odd(faults, whole)
+    with tempfile.TemporaryDirectory() as name:
+        store = Store(Path(name))
+        bringing = Bringing(store, lambda advance: Fetcher(source, Stop(), advance), Older(store, []), Silent(), Stop())  # type: ignore[arg-type]
+        for _ in range(20):
+            try:
+                bringing.bring([file], "x")
+                break
+            except BuilderError:
+                assert not store.has(Digest.of(DATA))
+        assert store.path(Digest.of(DATA)).read_bytes() == DATA
+        assert list((store.root / "partial").iterdir()) == []
+
+
+def test_without_faults_each_byte_is_asked_for_once(tmp_path: Path) -> None:
+    file = chunked([100, 200, 300], indexed=True)
+    asked: list[int] = []
+    with Filling(tmp_path / "file", file.cuts) as filling:
+        Fetcher(Odd([]), Stop(), asked.append).fetch([(Open(file, filling), [0, 1, 3])])  # type: ignore[arg-type]
+        assert filling.missing() == [2]
+    assert sum(asked) == 200 + 700
+
+
+def test_a_failure_ends_the_others(tmp_path: Path) -> None:
+    file = chunked([100], indexed=True)
+    with Filling(tmp_path / "file", file.cuts) as filling, pytest.raises(BuilderError):
+        Fetcher(Odd(["flip"] * 9), Stop()).fetch([(Open(file, filling), [0, 1])])  # type: ignore[arg-type]
