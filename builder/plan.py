@@ -38,7 +38,7 @@ _VENV_PATH = "/opt/venv/bin"
 
 @dataclass(frozen=True)
 class Bytecode:
-    """The interpreter that compiles bytecode: its executable in the image and its packages."""
+    """The interpreter that compiles bytecode: its executable, in the image or in its packages alone, and these."""
 
     executable: str
     packages: tuple[LockedDeb, ...]
@@ -260,6 +260,8 @@ def _wheels(format_: int, locked: LockedPlatform, python: str) -> list[WheelLaye
 
 
 def _bytecode(locked: LockedPlatform, python: LockedPython) -> Bytecode | None:
+    if python.bytecode and python.compiler:
+        return Bytecode(f"/usr/bin/python{python.version}", tuple(sorted(python.compiler)))
     if not python.bytecode or not locked.debian:
         return None
     wanted = set(python.interpreter)

@@ -15,6 +15,7 @@ from builder.errors import BuilderError
 from builder.lock import (
     Lock,
     LockedCuda,
+    LockedDeb,
     LockedDebian,
     LockedFile,
     LockedLocal,
@@ -28,7 +29,7 @@ from builder.oci.content import Source
 from builder.oci.spec import Platform
 from builder.own import Local, execution, soci_settings
 from builder.packing import Folder, Packer
-from builder.profile import Cuda, LoadedProfile, Model, Profile, Python
+from builder.profile import PYTHON_OF, Cuda, LoadedProfile, Model, Profile, Python
 from builder.progress import Progress
 from builder.sources.requirements import Requirements
 from builder.sources.simple import Catalogue
@@ -136,11 +137,13 @@ def _platform(
         python = LockedPython(
             version=version,
             executable=image.executable if image else f"/usr/bin/python{version}",
-            bytecode=not image
-            and _bytecode(profile.python, platform, places.architecture, previous.python if previous else None),
+            bytecode=profile.python.bytecode is True
+            if image
+            else _bytecode(profile.python, platform, places.architecture, previous.python if previous else None),
             interpreter=closure,
             request=request,
             wheels=wheels,
+            compiler=_compiler(profile.python, version, platform, places, previous, upgrade) if image else (),
         )
     elif cuda:
         cuda = replace(cuda, python=version, wheels=wheels)
@@ -177,6 +180,34 @@ def _image(
     reader = locking.Reader(places.store, places.ensure, lambda layer: packer(layer, lambda _: None), places.base)
     with progress.task(f"lock the base image for {platform}", None):
         return locking.resolve(profile, platform, reader, previous.image if previous else None, own, upgrade)
+
+
+def _compiler(
+    python: Python,
+    version: str,
+    platform: Platform,
+    places: Places,
+    previous: LockedPlatform | None,
+    upgrade: bool | frozenset[str],
+) -> tuple[LockedDeb, ...]:
+    """Debian's interpreter that makes bytecode for an image's own: bytecode is the same for all releases of a version."""
+    before = previous.python if previous else None
+    if python.bytecode is not True:
+        return ()
+    if before and before.compiler and before.version == version and upgrade is not True:
+        return before.compiler
+    from builder.sources import debian  # what only resolving needs takes long to import
+
+    suite = next((suite for suite, has in PYTHON_OF.items() if has == version), None)
+    if suite is None:
+        raise BuilderError(
+            f"python.bytecode: the base image has Python {version}, and no Debian has an interpreter that compiles for it",
+            hint=f"write auto, for none, or choose a base image with Python {' or '.join(PYTHON_OF.values())}",
+        )
+    minimal = f"python{version}-minimal"
+    resolution = debian.resolve(suite, platform.architecture, [minimal], places.archives[suite])
+    names = set(resolution.closure([minimal]))
+    return tuple(deb for deb in resolution.locked.packages if deb.name in names)
 
 
 def _debian(

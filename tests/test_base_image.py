@@ -310,6 +310,25 @@ def test_other_forms_of_images(form: str, small: World, base: Path, tmp_path: Pa
         assert "cannot be written to" in done.err
 
 
+def test_bytecode_is_made_by_an_interpreter_of_debian(small: World, base: Path, tmp_path: Path) -> None:
+    """No program of the image runs; the layers of wheels are those of an image that is composed of Debian packages."""
+    asked = PROFILE.replace('"3.11",', '"3.11", bytecode: true,')
+    project = Project(small, tmp_path / "project", f"oci:{base}:base", asked)
+    locked = project.lock()["platforms"][0]
+    assert [deb["name"] for deb in locked["python"]["compiler"]] == ["libc6", "python3.11-minimal"]
+    composed = asked.replace('{{image: "{base}"}}', "{{debian: bookworm}}")
+    other = Project(small, tmp_path / "other", "", composed)
+    other.lock()
+    plans = [each.build("plan", "--format=json", each.path).json["linux/amd64"] for each in (project, other)]
+    keys = [next(layer["key"] for layer in plan if layer["name"] == "3 wheels") for plan in plans]
+    assert keys[0] == keys[1]
+    older = layout(tmp_path / "older", [[*debian(), *python("3.12.3")]])
+    project = Project(small, tmp_path / "third", f"oci:{older}:base", asked)
+    done = project.build("lock", project.path)
+    assert done.code == 1
+    assert "no Debian has an interpreter that compiles for it" in done.err
+
+
 def test_files_go_where_the_base_has_folders(small: World, base: Path, tmp_path: Path) -> None:
     """Links are followed, modes and owners of folders stay: what COPY does."""
     places = ["/bin/tool", "/tmp/a", "/home/app/b", "/root/c", "/var/run/d", "/lib/new/deep/e", "/etc/motd", "/srv/x/f"]

@@ -179,10 +179,6 @@ BAD = [
         "p.yaml:3:34: $.base.packages: Debian packages are not put on top of an image: remove them, or write debian in place of "
         "image",
     ),
-    (
-        HEAD + "base: {image: 'oci:x'}\npython: {version: '3.9', bytecode: true}",
-        "p.yaml:4:36: $.python.bytecode: on top of an image no bytecode is compiled: write auto",
-    ),
     (HEAD + "imge: {}", "p.yaml:3:1: $.imge: unknown key (did you mean image?)"),
     (HEAD + "base: {}", "p.yaml:3:7: $.base: required key missing: debian (bookworm, trixie), or image"),
     (

@@ -61,7 +61,10 @@ def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
     wheels = platform.wheels
     for name in (*_twice(deb.name for deb in debs), *_twice(wheel.name for wheel in wheels)):
         yield f"{path}: {name} is there twice"
-    for name, file in [(deb.name, deb.file) for deb in debs] + [(wheel.name, wheel.file) for wheel in wheels]:
+    compiler = platform.python.compiler if platform.python else ()
+    for name, file in [(deb.name, deb.file) for deb in (*debs, *compiler)] + [
+        (wheel.name, wheel.file) for wheel in wheels
+    ]:
         if not _SHA256.fullmatch(file.sha256) or file.size < 0:
             yield f"{path}: {name}: no sha256, or no size"
         if any(part in ("", ".", "..") for part in file.path.split("/")):
@@ -81,6 +84,8 @@ def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
         yield from (f"{path}.image: {problem}" for problem in baseimage.problems(platform.image))
     if platform.python and not (platform.debian or platform.image):
         yield f"{path}: a Python without anything to stand on"
+    if compiler and (platform.debian or not (platform.python and platform.python.bytecode)):
+        yield f"{path}.python.compiler: there is nothing that it would compile"
     if platform.python and not set(platform.python.interpreter) <= {deb.name for deb in debs}:
         yield f"{path}.python.interpreter: it names packages that are not locked"
 

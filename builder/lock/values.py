@@ -75,7 +75,8 @@ class LockedPython:
 
     `version` is `3.11`; `executable` is the interpreter's absolute path in the image; `bytecode` says whether
     `.pyc` files are compiled, by that very interpreter, whose packages are `interpreter` (names in
-    `LockedDebian.packages`: what has to be unpacked to run it, nothing else).
+    `LockedDebian.packages`: what has to be unpacked to run it, nothing else). On top of an image, whose programs are not
+    run, it is Debian's interpreter of the same version: its packages are `compiler`, and are not in the image.
     """
 
     version: str
@@ -84,6 +85,7 @@ class LockedPython:
     interpreter: tuple[str, ...]
     request: str
     wheels: tuple[LockedWheel, ...]
+    compiler: tuple[LockedDeb, ...] = ()
 
 
 @dataclass(frozen=True)

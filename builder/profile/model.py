@@ -119,7 +119,8 @@ class Python:
     )
     bytecode: Literal["auto", True, False] = field(
         doc="Whether modules are compiled by the image's own interpreter when the image is made. `auto` compiles where "
-        "that interpreter runs on the building machine.",
+        "that interpreter runs on the building machine. On top of an image, whose programs are not run, `true` has Debian's "
+        "interpreter of the same version compile, and `auto` none.",
         default="auto",
     )
 
@@ -266,8 +267,6 @@ def _python_stands_on_debian(base: Base | None, python: Python | None) -> _Compl
         where = suite or next(iter(PYTHON_OF))
         advice = f"add base: {{debian: {where}}}, which has Python {PYTHON_OF[where]}"
         yield ("python",), f"there is no Debian for it to stand on: {advice}"
-    elif base.image and python.bytecode is True:
-        yield ("python", "bytecode"), "on top of an image no bytecode is compiled: write auto"
     elif base.debian and suite != base.debian:
         other = f', or base.debian: {suite}, which has "{python.version}"' if suite else ""
         version = PYTHON_OF[base.debian]
