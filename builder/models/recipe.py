@@ -6,13 +6,13 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from builder.errors import UsageError
 from builder.lock import Lock
 from builder.places.destination import DEFAULT_TAG, Destination, Repository
 from builder.profile import Model, Profile
+from builder.profile.starter import templates
 
 KINDS: Mapping[str, str] = {
     "init": "an init container pulls the models into the pod before the service starts",
@@ -77,7 +77,7 @@ def recipe(kind: str, profile: Profile, lock: Lock | None, names: Sequence[str],
     from builder.render import render
 
     name = f"recipes/{kind}.yaml.j2"
-    return render((_templates() / name).read_text(encoding="utf-8"), values, name).decode()
+    return render((templates() / name).read_text(encoding="utf-8"), values, name).decode()
 
 
 def _chosen(profile: Profile, names: Sequence[str]) -> list[Model]:
@@ -147,10 +147,3 @@ def _variable(model: Model, models: Sequence[Model]) -> str:
 def _label(name: str) -> str:
     """A name as Kubernetes allows it for containers and volumes (RFC 1123)."""
     return re.sub(r"[^a-z0-9]+", "-", name)[:63].strip("-")
-
-
-def _templates() -> Path:
-    """`templates/` inside the package, where a wheel has it, or beside the package, where a checkout has it."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "templates"
-    return inside if inside.is_dir() else package.parent / "templates"

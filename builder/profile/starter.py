@@ -20,12 +20,12 @@ def starter(name: str) -> dict[str, bytes]:
     # Only `build init` pays for the import of jinja2.
     from builder.render import render
 
-    templates = _templates()
-    profile = render((templates / "profile.yaml.j2").read_text(encoding="utf-8"), {"name": name}, "profile.yaml.j2")
-    return {f"{name}.yaml": profile, **{file: (templates / "starter" / file).read_bytes() for file in _FILES}}
+    folder = templates()
+    profile = render((folder / "profile.yaml.j2").read_text(encoding="utf-8"), {"name": name}, "profile.yaml.j2")
+    return {f"{name}.yaml": profile, **{file: (folder / "starter" / file).read_bytes() for file in _FILES}}
 
 
-def _templates() -> Path:
+def templates() -> Path:
     """`templates/` inside the package, where a wheel has it, or beside the package, where a checkout has it."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "templates"
