@@ -164,6 +164,19 @@ def test_where_a_model_is_already_its_source_is_not_asked(
         assert (refused.code, "answered 410" in refused.err) == (1, True)
 
 
+def test_a_model_that_the_registry_has_is_mounted(
+    one_registry: str, profile: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    source = f"{one_registry}/{tmp_path.name}/source:v1"
+    name = "model-00001-of-00002.safetensors"
+    judge("oras", "push", "--plain-http", source, name, "config.json", cwd=profile.parent / "model")
+    profile.write_text(PROFILE.replace("from: model", f"from: oci://{source}"))
+    done = build(profile, environment, "publish", "--format", "json", profile, f"{one_registry}/{tmp_path.name}:v1")
+    blobs = {blob["name"]: blob["outcome"] for blob in done.json["destinations"][0]["blobs"]}
+    assert blobs[f"model weights: {name}"] == "mounted"
+    assert one_registry not in profile.with_suffix(".lock.json").read_text()
+
+
 def test_a_place_of_their_own(one_registry: str, profile: Path, environment: dict[str, str], tmp_path: Path) -> None:
     own = f"{one_registry}/{tmp_path.name}/models"
     profile.write_text(f"{PROFILE}publish: {{models: '{own}'}}\n")

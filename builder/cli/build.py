@@ -118,7 +118,7 @@ def _published(
     from builder.publish import DamagedError, Publishing
 
     context = work.context
-    mount_from = (*mount_from, *base_repository(work.loaded))
+    mount_from = (*mount_from, *base_repository(work.loaded), *work.artifacts)
     tagged = [named if named.tag or named.digest else named.tagged(DEFAULT_TAG) for named in destinations]
     with context.store.in_use():  # from the first layer to the last copy
         for attempt in range(2):

@@ -123,6 +123,15 @@ class Work:
         return means_of(self.context, self.loaded.root)
 
     @property
+    def artifacts(self) -> tuple[str, ...]:
+        """The repositories that models come from: blobs can be mounted from there."""
+        return tuple(
+            model.source.removeprefix("oci://")
+            for model in self.loaded.profile.models
+            if model.source.startswith("oci://")
+        )
+
+    @property
     def fetcher(self) -> Fetcher:
         """What brings inputs of locks into the store."""
         return fetcher(self.context, _base_place(self.context, self.loaded))
