@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from wheelmaker import Member, Wheel
 
 from builder.binaries import facts, image, inputs
+from builder.binaries.contract import gpu_code
 from builder.binaries.facts import BinaryFacts, InputFacts
 from builder.binaries.known import known, remember
 from builder.errors import BuilderError, HostileInputError
@@ -286,3 +287,14 @@ def test_an_image_of_layers() -> None:
         "broken.so": [],
     }
     assert found["broken.so"].damaged == (("/lib/broken.so", "why"),)
+
+
+def test_names_that_no_terminal_should_see() -> None:
+    """Paths stay as they are in facts; messages and contracts show them in letters."""
+    odd = "usr/lib/\x1b[2J\udc80.so"
+    found = inputs.of_tar_stream(layer((odd, LIBRARY, ""), (f"{odd}.1", DAMAGED, "")), "layer")
+    assert found.binaries[0].path == f"/{odd}"
+    assert facts.load(json.loads(json.dumps(facts.dump(found)))) == found
+    assert found.damaged[0][1].startswith("layer: /usr/lib/\\x1b[2J\\xdc80.so.1: ")
+    (code,) = gpu_code("base", found)
+    assert code.files == ("/usr/lib/\\x1b[2J\\xdc80.so",)

@@ -16,6 +16,7 @@ from builder.binaries.gather import gather
 from builder.gpu.architectures import ordered
 from builder.gpu.contract import GpuError, check, decide
 from builder.gpu.values import GpuCode, GpuContract
+from builder.layers.untar import readable
 from builder.lock import LockedDeb, LockedFile, LockedPlatform, LockedWheel
 from builder.oci import spec
 from builder.oci.digest import Digest
@@ -69,7 +70,7 @@ def gpu_code(project: str, facts: InputFacts) -> tuple[GpuCode, ...]:
     for binary in facts.binaries:
         if binary.code and binary.machine != "cuda":
             names = ordered(name for name, _ in binary.code)
-            groups.setdefault((names, binary.isa), []).append(binary.path)
+            groups.setdefault((names, binary.isa), []).append(readable(binary.path))
     return tuple(
         GpuCode(
             project,
@@ -115,7 +116,7 @@ def _check_readable(inputs: Mapping[str, InputFacts], where: str) -> None:
         for path, why in facts.damaged:
             if _LIBRARY.search(path):
                 raise GpuError(
-                    f"{where}: {name}: which GPUs {path} is for cannot be told: {why}",
+                    f"{where}: {name}: which GPUs {readable(path)} is for cannot be told: {why}",
                     hint=f"choose another version of {name}, or, if nothing uses that file, add {name} to gpu.optional",
                 )
 

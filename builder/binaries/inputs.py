@@ -121,7 +121,7 @@ def _tar_file(tar: TarReader, place: str, size: int, label: str, spooled: _Spool
             break
     window = None
     if head.startswith(elf.MAGIC):
-        window = spooled.hold(_hashed(head, content, sha256), f"{label}: {place}".removeprefix(": "))
+        window = spooled.hold(_hashed(head, content, sha256), f"{label}: {readable(place)}".removeprefix(": "))
     else:
         for piece in content:
             sha256.update(piece)

@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from builder.errors import HostileInputError
 from builder.layers.tar import Content, Entry, Inline, Kind, Member, Region
@@ -110,6 +111,7 @@ def _region(path: Path, offset: int, size: int) -> Iterator[bytes]:
 
 
 def _member(member: Member) -> Iterator[bytes]:
+    zlib = _zlib()
     inflate = zlib.decompressobj(-15)
     size, crc32 = 0, 0
     try:
@@ -124,6 +126,15 @@ def _member(member: Member) -> Iterator[bytes]:
         raise HostileInputError(f"{member.label}: {error}") from error
     if not inflate.eof or inflate.unused_data or (size, crc32) != (member.size, member.crc32):
         raise HostileInputError(f"{member.label}: its content is not what the archive says")
+
+
+def _zlib() -> Any:
+    """The fastest zlib there is; what it makes of a stream is the same."""
+    try:
+        from zlib_ng import zlib_ng
+    except ImportError:
+        return zlib
+    return zlib_ng
 
 
 def _even(pieces: Iterable[bytes]) -> Iterator[bytes]:
