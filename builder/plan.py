@@ -33,6 +33,8 @@ from builder.oci.spec import Platform
 LARGE_WHEEL = 64 << 20
 """Wheels of at least this many bytes are layers of their own: a rule of the format."""
 _MAX_LARGE = 96
+_MAX_LAYERS = 118
+"""Layers of a base image and large wheels together: runtimes lay 127 over one another, and some more come on top."""
 _VENV_PATH = "/opt/venv/bin"
 
 
@@ -239,7 +241,8 @@ def _wheels(format_: int, locked: LockedPlatform, python: str) -> list[WheelLaye
     """Large wheels: what CUDA brings first, then by name; the rest in one layer."""
     bytecode = _bytecode(locked, locked.python) if locked.python else None
     by_size = sorted((wheel for wheel in locked.wheels if wheel.file.size >= LARGE_WHEEL), key=lambda w: -w.file.size)
-    large = sorted(by_size[:_MAX_LARGE], key=lambda wheel: (not wheel.name.startswith("nvidia-"), wheel.name))
+    most = min(_MAX_LARGE, _MAX_LAYERS - len(locked.image.layers)) if locked.image else _MAX_LARGE
+    large = sorted(by_size[:most], key=lambda wheel: (not wheel.name.startswith("nvidia-"), wheel.name))
     small = tuple(sorted(set(locked.wheels) - set(large)))
 
     def layer(name: str, wheels: Sequence[LockedWheel]) -> WheelLayer:

@@ -90,7 +90,8 @@ def debian(noise: bytes = b"") -> list[Member]:
 def layout(root: Path, layers: Sequence[Sequence[Member]], tag: str = "base", *config: str) -> Path:
     """An OCI layout that umoci makes of layers; `config` are further options of `umoci config`."""
     umoci = str(require("umoci"))
-    subprocess.run([umoci, "init", "--layout", str(root)], check=True, capture_output=True)
+    if not root.exists():
+        subprocess.run([umoci, "init", "--layout", str(root)], check=True, capture_output=True)
     subprocess.run([umoci, "new", "--image", f"{root}:{tag}"], check=True, capture_output=True)
     subprocess.run(
         [umoci, "config", "--image", f"{root}:{tag}", "--architecture=amd64", "--os=linux", *config],

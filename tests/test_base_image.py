@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import random
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -20,7 +22,9 @@ from test_sbom import cyclonedx_problem, spdx_problems
 from test_soci import peer
 from world import Done, World, run, world
 
+from builder.oci import spec
 from builder.oci.digest import Digest
+from builder.oci.spec import Descriptor, Platform
 
 NOISE = random.Random(5).randbytes(3 << 20)
 CONFIG = (
@@ -373,3 +377,78 @@ def test_files_go_where_the_base_has_folders(small: World, base: Path, tmp_path:
     assert project.build("verify", f"oci:{out}").code == 0
     done = project.build("diff", f"oci:{out}", project.path)
     assert done.code in (0, 3), done.err
+
+
+def test_all_platforms_of_an_index(small: World, tmp_path: Path) -> None:
+    """Each stands on the image of its own platform; what there is no image for is named."""
+    root = tmp_path / "base"
+    arm = [
+        *debian(),
+        *python("3.11.4"),
+        file("usr/lib/x86_64-linux-gnu/.wh.libc.so.6"),
+        file("usr/lib/aarch64-linux-gnu/libc.so.6", b"GNU C Library (Debian) stable release version 2.31.\n"),
+    ]
+    layout(root, [[*debian(), *python("3.11.9")]], "amd64")
+    layout(root, [arm], "arm64", "--architecture=arm64")
+    found = Layout(root)
+    entries = []
+    for name in ("amd64", "arm64"):
+        document = manifest(root, name)
+        size = blob(root, document["digest"]).stat().st_size
+        entries.append(Descriptor(spec.MANIFEST, Digest.parse(document["digest"]), size, {}, Platform("linux", name)))
+    index = {"schemaVersion": 2, "mediaType": spec.INDEX, "manifests": [entry.document() for entry in entries]}
+    top = found.add(json.dumps(index).encode(), spec.INDEX)
+    found.point_to(Descriptor(spec.INDEX, top.digest, top.size, {"org.opencontainers.image.ref.name": "12"}))
+    text = PROFILE.replace("python:", "platforms: [linux/amd64, linux/arm64]\npython:")
+    project = Project(small, tmp_path / "project", f"oci:{root}:12", text)
+    images = {item["platform"]: item["image"] for item in project.lock()["platforms"]}
+    assert {name: (image["python"], image["libc"]) for name, image in images.items()} == {
+        "linux/amd64": ("3.11.9", "2.36"),
+        "linux/arm64": ("3.11.4", "2.31"),
+    }
+    project.publish(f"oci:{tmp_path / 'out'}")
+    assert project.build("verify", f"oci:{tmp_path / 'out'}").code == 0
+    only = project.root / "only.yaml"
+    only.write_text(text.format(base=f"oci:{root}:amd64"))
+    done = project.build("lock", only)
+    assert done.code == 1
+    assert "it is not made for linux/arm64, only for: linux/amd64" in done.err
+
+
+def test_a_base_that_is_gone(small: World, base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(base, copy)
+    project = Project(small, tmp_path / "project", f"oci:{copy}:base")
+    project.lock()
+    blob(copy, manifest(base)["layers"][2]["digest"]).unlink()
+    done = run(["publish", project.path, f"oci:{tmp_path / 'out'}"], tmp_path, small.environment(tmp_path / "other"))
+    assert done.code == 1
+    assert "a layer of the base image base:base" in done.err
+    assert "hint: bring the image back there" in done.err
+    assert not (tmp_path / "out/index.json").exists()
+
+
+def test_settings_are_inherited_as_buildah_does(small: World, base: Path, tmp_path: Path) -> None:
+    """The same on top of the same base, by a tool that reads Dockerfiles."""
+    if os.geteuid():
+        pytest.skip("buildah needs root, or a machine that is prepared for it")
+    buildah = [str(require("buildah")), "--root", str(tmp_path / "root"), "--runroot", str(tmp_path / "run")]
+    buildah += ["--storage-driver", "vfs"]
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context/Dockerfile").write_text(
+        f"FROM oci:{base}:base\nENV LOG=info\nEXPOSE 8080\nLABEL org.example.both=ours\n"
+        'ENTRYPOINT ["/app/run"]\nUSER 65532:65532\n'
+    )
+    argv = [*buildah, "build", "-q", "--isolation=chroot", "--format=oci", "-t", "top", str(tmp_path / "context")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([*buildah, "inspect", "--type=image", "top"], capture_output=True, text=True, check=True)
+    theirs = json.loads(done.stdout)["OCIv1"]["config"]
+    text = PROFILE.replace("python:", "#").replace(
+        "image:\n", 'image:\n  entrypoint: [/app/run]\n  user: "65532:65532"\n'
+    )
+    project = Project(small, tmp_path / "project", f"oci:{base}:base", text)
+    project.publish(f"oci:{tmp_path / 'out'}")
+    ours = image_of(tmp_path / "out")[1]["config"]
+    theirs["Labels"].pop("io.buildah.version", None)
+    assert {**ours, "Env": sorted(ours["Env"])} == {**theirs, "Env": sorted(theirs["Env"])}

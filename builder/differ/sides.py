@@ -100,10 +100,13 @@ def lock_side(lock: Lock) -> LockSide:
         for name, locked in platforms.items()
         if locked.cuda
     }
+    values["base"] = {name: locked.image.manifest for name, locked in platforms.items() if locked.image}
     values["debian"] = {name: locked.debian.suite for name, locked in platforms.items() if locked.debian}
     return LockSide(
         {
-            name: {deb.name: deb.version for deb in locked.debian.packages} if locked.debian else {}
+            name: {deb.name: deb.version for deb in locked.debian.packages}
+            if locked.debian
+            else dict(locked.image.packages if locked.image else ())
             for name, locked in platforms.items()
         },
         {name: {wheel.name: wheel.version for wheel in locked.wheels} for name, locked in platforms.items()},

@@ -8,12 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from builder.client import NotFoundError
+from builder.errors import FetchError
 from builder.lock import LockedFile
 from builder.oci.content import Source
+from builder.oci.listing import LayoutError
 from builder.oci.spec import Descriptor
 from builder.places.remote import Remote
 
 _BLOCK = 1 << 20
+_HINT = (
+    "bring the image back there, or name a mirror that has its layers; `build lock --upgrade` takes what is there now"
+)
 
 
 class BaseLayers:
@@ -25,16 +31,19 @@ class BaseLayers:
         self._source: Source | None = None
 
     def __call__(self, file: LockedFile, path: Path, advance: Callable[[int], None]) -> None:
-        """The layer is in the file `path`. Raises what the place raises."""
+        """The layer is in the file `path`. Raises `FetchError` where the place has it no more, and what the place raises."""
         with self._guard:
             if self._source is None:
                 self._source, _ = self._open()
             source = self._source
         descriptor = Descriptor("", file.digest, file.size)
-        if isinstance(source, Remote):
-            source.watch = advance
-            source.download(descriptor, path)
-            return
-        with source.blob(descriptor) as stream, path.open("wb") as out:
-            shutil.copyfileobj(stream, out, _BLOCK)
+        try:
+            if isinstance(source, Remote):
+                source.watch = advance
+                source.download(descriptor, path)
+                return
+            with source.blob(descriptor) as stream, path.open("wb") as out:
+                shutil.copyfileobj(stream, out, _BLOCK)
+        except (LayoutError, NotFoundError) as error:
+            raise FetchError(f"a layer of the base image {file.path}: {error}", hint=_HINT) from error
         advance(file.size)
