@@ -20,7 +20,7 @@ import pytest
 from faultregistry import Fault, FaultRegistry, Handler, Reply
 from hypothesis import given
 from hypothesis import strategies as some
-from registryworld import repository
+from registryworld import USER, repository
 from test_fetch import disk
 from test_model_pull import found, published, pull, push
 
@@ -167,6 +167,22 @@ def test_addresses_that_expire(way: FaultRegistry, store: Store, tmp_path: Path)
         way.decide = lambda request: faultregistry.elsewhere(other.address) if request.what == "GET blobs" else None
         pull(way.address, store, tmp_path / "model")
     assert len(refused) > 2
+    assert found(tmp_path / "model") == FILES
+
+
+def test_tokens_that_wear_out_and_stay_at_home(way: FaultRegistry, store: Store, tmp_path: Path) -> None:
+    """Each token is good for three requests; the place that the registry sends to is never shown one."""
+    with faultregistry.before(way.upstream) as other:
+        way.users, way.uses = {USER.user: USER.password}, 3
+        way.decide = lambda request: faultregistry.elsewhere(other.address) if request.what == "GET blobs" else None
+        source = Remembering(store, "x", lambda: repository(way.address, writing=False, credentials=USER))
+        model = Published.open("x", source, "v1")
+        with Model(model, store) as opened:
+            assert bytes(opened.tensor("embed.weight").bytes()) == FILES[BIG][START:]
+        Pulling(store, Silent()).pull(model, tmp_path / "model")
+        assert len(way.requests("GET token")) > 2
+        assert other.seen
+        assert not [request for request in other.seen if request.headers["authorization"]]
     assert found(tmp_path / "model") == FILES
 
 
