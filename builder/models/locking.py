@@ -11,6 +11,7 @@ from builder.errors import FetchError, OfflineError, StaleLockError
 from builder.lock import LockedFile, LockedModel, LockedModelFile
 from builder.models import sources
 from builder.models.artifact import EncodedModel, encode
+from builder.models.convert import FORMAT as CONVERTER
 from builder.models.describe import PRECISIONS, Description
 from builder.models.scanning import ChangedFileError, known, model_index
 from builder.models.sources import Means, Wanted, local
@@ -24,8 +25,6 @@ from builder.store import Store, hash_of
 
 FORMAT = 1
 """The number of the rules by which files become an artifact. A change of any byte of it raises it."""
-CONVERTER = 1
-"""The number of the rules by which weights are converted: another number makes other bytes."""
 _CONVERSION = "model-conversion"
 
 Files = Mapping[str, tuple[LockedModelFile, ...]]
