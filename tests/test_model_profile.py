@@ -20,6 +20,8 @@ from modelworld import safetensors, small_files, write_files
 from world import Done, World, run
 
 from builder.oci.artifact import TITLE
+from builder.oci.companions import MAX_MODELS, MODEL, models
+from builder.oci.digest import Digest
 from builder.store import Store
 
 TITLES = ("README.md", "config.json", "model-00001-of-00002.safetensors", "tokenizer/tokenizer.json")
@@ -194,6 +196,25 @@ def test_a_place_of_their_own(one_registry: str, profile: Path, environment: dic
     profile.write_text(f"{PROFILE}publish: {{models: '{own}:v1'}}\n")
     refused = build(profile, environment, "publish", profile, "oci:out")
     assert (refused.code, "tagged by its name" in refused.err) == (2, True)
+
+
+def test_tags_that_clash(profile: Path, environment: dict[str, str]) -> None:
+    done = build(profile, environment, "publish", profile, "oci:out:model-weights")
+    assert (done.code, "the tag of a model" in done.err) == (2, True)
+
+
+def test_what_images_may_name() -> None:
+    digest = f"sha256:{'0' * 64}"
+    good = {MODEL + "a": digest, MODEL + "a.b_c-1": digest}
+    bad = {
+        MODEL: digest,
+        MODEL + "../x": digest,
+        MODEL + "A": digest,
+        MODEL + "b": "sha256:0",
+        MODEL + "a" * 101: digest,
+    }
+    assert models({**good, **bad, "other": digest}) == (("a", Digest("0" * 64)), ("a.b_c-1", Digest("0" * 64)))
+    assert len(models({f"{MODEL}{number}": digest for number in range(1000)})) == MAX_MODELS
 
 
 def test_copies_carry_models(one_registry: str, profile: Path, environment: dict[str, str], tmp_path: Path) -> None:

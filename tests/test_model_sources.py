@@ -494,6 +494,30 @@ def test_hubs_that_answer_with_another_commit(hub: Hub, tmp_path: Path) -> None:
         collect(f"hf://org/repo@{COMMIT}", Wanted(), of_hub(tmp_path, hub))
 
 
+@pytest.mark.parametrize(
+    "siblings",
+    [
+        None,
+        {},
+        [5],
+        [{}],
+        [{"rfilename": 5}],
+        [{"rfilename": "a", "lfs": {}}],
+        [{"rfilename": "a", "lfs": {"sha256": 5, "size": 1, "pointerSize": 1}}],
+        [{"rfilename": "a", "lfs": {"sha256": "0" * 64, "size": "1", "pointerSize": 1}}],
+        [{"rfilename": "a", "lfs": {"sha256": "0" * 64, "size": -1, "pointerSize": 1}}],
+        [{"rfilename": "a", "lfs": {"sha256": "../../x", "size": 1, "pointerSize": 1}}],
+        [{"rfilename": "a", "lfs": 5}],
+    ],
+)
+@pytest.mark.parametrize("sha", [COMMIT, None, 5, "../../../x"])
+def test_hubs_that_answer_nonsense(siblings: object, sha: object, hub: Hub, tmp_path: Path) -> None:
+    answer = json.dumps({"id": "org/repo", "sha": sha, "siblings": siblings}).encode()
+    hub.server.files = {path: answer for path in hub.server.files if path.startswith("/api")}
+    with pytest.raises(BuilderError):
+        collect("hf://org/repo@main", Wanted(), of_hub(tmp_path, hub))
+
+
 def test_hubs_with_names_that_lie(hub: Hub, tmp_path: Path) -> None:
     hub.add("../../x.json", b"", large=False)
     with pytest.raises(BadModelError, match="leaves the folder"):

@@ -372,6 +372,10 @@ BAD = [
         "p.yaml:3:26: $.models[0].from: credentials do not belong into a profile",
     ),
     (
+        HEAD + "models: [{name: m, from: a, image: true}, {name: m-image, from: b}]",
+        "p.yaml:3:50: $.models[1].name: models[0] has an image, whose tag is model-m-image",
+    ),
+    (
         HEAD + "models: [{name: m, from: a}, {name: m, from: b, mount: /c}, {name: n, from: a, mount: /models/m}]",
         "p.yaml:3:37: $.models[1].name: models[0] has m too\n"
         "p.yaml:3:87: $.models[2].mount: models[0] has /models/m too",

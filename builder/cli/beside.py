@@ -27,6 +27,12 @@ class Models:
         self._own = _own_place(work, mount_from)
         self._sinks = tuple(sinks) if self._own is None else self._own
         self._prepared: tuple[Beside, ...] = ()
+        taken = {tag for model in lock.models for tag in beside.tags_of(model)}
+        for sink in sinks:
+            if self._own is None and (both := sorted(taken & set(sink.tags))):
+                raise UsageError(
+                    f"{sink.name}:{both[0]}: that is the tag of a model of this profile", hint="choose another tag"
+                )
 
     def begin(self, publishing: Publishing) -> None:
         """Finds out what has to be sent, and begins to: inputs are fetched, and converted, only where a place lacks a model."""

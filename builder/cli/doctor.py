@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -85,6 +86,7 @@ def _examine(context: Context, online: bool) -> Iterator[Finding]:
     yield from _debian(context, online)
     yield from _index(context, online)
     yield from _mirrors(context, online)
+    yield from _libraries()
     for name, purpose in _OPTIONAL_TOOLS.items():
         yield _tool(name, State.WARNING, purpose, f"optional: install {name}")
 
@@ -119,6 +121,15 @@ def _tool(name: str, otherwise: State, purpose: str, remedy: str) -> Finding:
     if path is None:
         return Finding(name, otherwise, f"not found; {purpose}", remedy)
     return Finding(name, State.OK, path)
+
+
+def _libraries() -> Iterator[Finding]:
+    for name, purpose in (("numpy", "converts models"), ("huggingface_hub", "finds models of hf:// sources")):
+        if importlib.util.find_spec(name) is None:
+            remedy = "optional: pip install 'layerwright[models]'"
+            yield Finding(name, State.WARNING, f"not found; {purpose}", remedy)
+        else:
+            yield Finding(name, State.OK, purpose)
 
 
 def _store(context: Context) -> Iterator[Finding]:

@@ -104,6 +104,11 @@ def references(models: Sequence[Beside], name: str, image: Descriptor, created: 
     )
 
 
+def tags_of(locked: LockedModel) -> tuple[str, ...]:
+    """The tags that a model has, and that of its image."""
+    return (*model_tags(locked.name, Digest.parse(locked.manifest)), model_image_tag(locked.name))
+
+
 def _tagged(document: Document, locked: LockedModel) -> tuple[Document, ...]:
     tags = model_tags(locked.name, Digest.parse(locked.manifest))
     return tuple(replace(document, tag=tag) for tag in tags)

@@ -18,6 +18,9 @@ from builder.oci.digest import Digest
 MODEL = "vnd.layerwright.model."
 """How the annotation of an image's manifest begins that names one of its models; its value is the artifact's digest."""
 
+MAX_MODELS = 256
+"""So many models of one manifest are looked at; each of them costs whoever reads it a question."""
+
 OF_MODEL = "vnd.layerwright.of-model"
 """The annotation, and label, of an image that holds nothing but a model: the digest of the artifact with the same files."""
 
@@ -32,13 +35,14 @@ def companions(digest: Digest) -> tuple[str, ...]:
 
 
 def models(annotations: Mapping[str, str]) -> tuple[tuple[str, Digest], ...]:
-    """The names and digests of the models that a manifest with these annotations names; what is no digest is passed over."""
+    """The names and digests of the models that a manifest with these annotations names, `MAX_MODELS` at most; what is no digest
+    is passed over."""
     found = []
     for key, value in sorted(annotations.items()):
         if key.startswith(MODEL) and _NAME.fullmatch(key, len(MODEL)):
             with suppress(ValueError):
                 found.append((key.removeprefix(MODEL), Digest.parse(value)))
-    return tuple(found)
+    return tuple(found[:MAX_MODELS])
 
 
 def model_tags(name: str, digest: Digest) -> tuple[str, str]:

@@ -123,8 +123,14 @@ def scheme_of(source: str) -> str | None:
 def models_are_told_apart(models: tuple[Model, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """A check of profiles: names and places in a container are there once."""
     first: dict[str, int] = {}
+    images = {f"{model.name}-image": index for index, model in enumerate(models) if model.image}
     for index, model in enumerate(models):
         for key, value in (("name", model.name), ("mount", model.place)):
             other = first.setdefault(value, index)
             if other != index:
                 yield ("models", index, key), f"models[{other}] has {value} too"
+        if model.name in images:
+            yield (
+                ("models", index, "name"),
+                f"models[{images[model.name]}] has an image, whose tag is model-{model.name}",
+            )
