@@ -22,6 +22,7 @@ from builder.store import hash_of, locks
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _READ = 1 << 20
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Filling:
@@ -142,37 +143,38 @@ class Filling:
 
     def _open(self) -> tuple[int, int]:
         while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            file = os.open(self.path, _FLAGS, 0o644)
             journal = -1
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if locks.is_same_file(file, self.path):
-                    journal = os.open(
-                        journal_of(self.path),
-                        os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
-                        0o644,
-                    )
-                    self._resume(file, journal)
-                    fcntl.flock(file, fcntl.LOCK_UN)
-                    return file, journal
+                    journal = os.open(journal_of(self.path), _FLAGS | os.O_APPEND, 0o644)
+                    if self._resume(file, journal):
+                        fcntl.flock(file, fcntl.LOCK_UN)
+                        return file, journal
+                    # others may have it in memory: it is not changed, but another one takes its place
+                    self.discard()
+                    os.close(journal)
             except BaseException:
                 os.close(file)
                 if journal >= 0:
                     os.close(journal)
                 raise
-            os.close(file)  # it was finished between opening and locking
+            os.close(file)  # else it was finished between opening and locking
 
-    def _resume(self, file: int, journal: int) -> None:
-        """Takes what is there; begins anew where that is of another size, of other chunks or of another boot."""
+    def _resume(self, file: int, journal: int) -> bool:
+        """Takes what is there; false if that is of another size, of other chunks or of another boot."""
         head = os.pread(journal, _READ, 0).partition(b"\n")[0] + b"\n"
-        if head == self._head() and os.fstat(file).st_size == self.size:
+        size = os.fstat(file).st_size
+        if head == self._head() and size == self.size:
             self._read = len(head)
             self._take(journal)
-            return
-        os.ftruncate(journal, 0)
-        os.ftruncate(file, 0)
-        os.ftruncate(file, self.size)
-        self._begin(journal)
+            return True
+        if head == b"\n" and not size:
+            os.ftruncate(file, self.size)
+            self._begin(journal)
+            return True
+        return False
 
     def _begin(self, journal: int) -> None:
         os.write(journal, self._head())

@@ -214,6 +214,8 @@ class _Whole:
             raise WrongModelError(
                 f"{chunked.file.path}: the bytes of its blob make {found}, the manifest says {expected}"
             )
+        if not filling.is_current():
+            raise StoreError(f"{filling.path}: somebody took it away", hint="run the same command again")
         self._store.adopt(filling.path, expected)
         filling.settle()
         read = self._store.partial(chunked.parts_key)
