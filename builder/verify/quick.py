@@ -121,7 +121,10 @@ def _bound(
         name = annotations.get(INDEX_DIGEST) if isinstance(annotations, dict) else None
         if name is None:
             continue
-        index = next((entry for digest, entry in indexes.items() if str(digest) == name), None)
+        # Images with the same layers share one SOCI index, which is listed once for each of them.
+        listed = [entry for entry in top.entries if entry.artifact_type == ARTIFACT_TYPE and str(entry.digest) == name]
+        own = (entry for entry in listed if entry.annotations.get(IMAGE_MANIFEST_DIGEST) == str(image.manifest.digest))
+        index = next(own, listed[0] if listed else None)
         if index is None:
             if top.descriptor.digest != image.manifest.digest:  # a manifest alone has no index beside it
                 report.add(Kind.SOCI, f"its SOCI index {name} is not in the index of the image", **where)
