@@ -79,7 +79,14 @@ def resolve(
     profile = loaded.profile
     own = _own_places(found.files, found.templates), _own_places(previous.files, previous.templates) if previous else ()
     platforms = tuple(
-        _platform(loaded, platform, places, _of(previous, platform), upgrade, progress, own)
+        _with_contract(
+            _platform(loaded, platform, places, _of(previous, platform), upgrade, progress, own),
+            loaded,
+            found.files,
+            _of(previous, platform),
+            places,
+            progress,
+        )
         for platform in sorted(profile.platforms)
     )
     if isinstance(upgrade, frozenset):
@@ -126,8 +133,7 @@ def _platform(
     below = image or found
     assert below
     if not profile.python and not profile.cuda:
-        locked = LockedPlatform(platform, found, image=image)
-        return _with_contract(locked, profile, previous, places, progress)
+        return LockedPlatform(platform, found, image=image)
     request = request_of(loaded, platform, image)
     wheels, cuda = _wheels(loaded, platform, below, request, places, previous, upgrade, progress)
     version = python_version(profile, image)
@@ -147,20 +153,26 @@ def _platform(
         )
     elif cuda:
         cuda = replace(cuda, python=version, wheels=wheels)
-    locked = LockedPlatform(platform, found, python, cuda=cuda, image=image)
-    return _with_contract(locked, profile, previous, places, progress)
+    return LockedPlatform(platform, found, python, cuda=cuda, image=image)
 
 
 def _with_contract(
-    locked: LockedPlatform, profile: Profile, previous: LockedPlatform | None, places: Places, progress: Progress
+    locked: LockedPlatform,
+    loaded: LoadedProfile,
+    files: Sequence[LockedLocal],
+    previous: LockedPlatform | None,
+    places: Places,
+    progress: Progress,
 ) -> LockedPlatform:
     """The platform with what it asks of GPUs, where the profile speaks of CUDA or GPUs."""
-    if not profile.gpu and not profile.cuda:
+    gpu = loaded.profile.gpu
+    if not gpu and not loaded.profile.cuda:
         return locked
     from builder.binaries.contract import contract
 
     before = previous.gpu if previous else None
-    return replace(locked, gpu=contract(locked, profile.gpu, before, places.store, places.ensure, progress))
+    own = [(file.to, loaded.root / file.source) for file in files if file.target is None]
+    return replace(locked, gpu=contract(locked, own, gpu, before, places.store, places.ensure, progress))
 
 
 def _image(

@@ -297,3 +297,23 @@ def test_on_top_of_an_image(gpu_world: World, tmp_path: Path) -> None:
             projects = {item["project"]: item["files"] for item in contract(tmp_path / gpu)["code"]}
             assert projects.get("libfirst.so") in (["/opt/lib/libfirst.so"], None)
             assert "libgone.so" not in projects
+
+
+def test_files_of_the_profile(gpu_world: World, tmp_path: Path) -> None:
+    """A library of one's own decides, too, and what else changes in the folder changes no contract."""
+    text = PROFILE.format(gpu="{require: [sm_90]}") + "files: [{from: lib, to: /app/lib}]\n"
+    profile = write_project(tmp_path, text, name="kernels.yaml")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/notes.txt").write_text("a")
+    environ = gpu_world.environment(gpu_world.root / "cache")
+    for modules, code in (("sm_80", 1), ("sm_90", 0)):
+        (tmp_path / "lib/libown.so").write_bytes(library(modules))
+        done = run(["lock", profile], tmp_path, environ)
+        assert done.code == code, done.err
+        if code:
+            assert "sm_90: libown.so has no code for it, but for sm_80" in done.err
+    before = contract(tmp_path)
+    assert [item["files"] for item in before["code"] if item["project"] == "libown.so"] == [["/app/lib/libown.so"]]
+    (tmp_path / "lib/notes.txt").write_text("b")
+    assert run(["lock", profile], tmp_path, environ).code == 0
+    assert contract(tmp_path) == before

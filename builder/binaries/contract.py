@@ -6,12 +6,14 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
 from builder import documents
 from builder.binaries import image
 from builder.binaries.facts import BinaryFacts, InputFacts
+from builder.binaries.files import of_files
 from builder.binaries.gather import gather
 from builder.gpu.architectures import ordered
 from builder.gpu.contract import GpuError, check, decide
@@ -31,25 +33,28 @@ _RUNTIMES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu11", "nvidia-cuda-run
 
 def contract(
     locked: LockedPlatform,
+    own: Iterable[tuple[str, Path]],
     asked: Gpu | None,
     previous: GpuContract | None,
     store: Store,
     ensure: Callable[[Iterable[LockedFile]], None],
     progress: Progress,
 ) -> GpuContract:
-    """The contract, where `asked` is what the profile asks for; `previous` if that was decided from the same.
+    """The contract, where `own` are the profile's own files (place in the image, place here) and `asked` is what the profile
+    asks for; `previous` if that was decided from the same.
 
     Raises `GpuError` where the platform cannot run on what is asked for, and what `gather` raises.
     """
     gpu = asked or Gpu()
     debs = locked.debian.packages if locked.debian else ()
     below = base_layers(locked.image) if locked.image else ()
-    request = _request(locked.wheels, debs, below, gpu)
+    files = of_files(own)
+    request = _request(locked.wheels, debs, below, files, gpu)
     if previous and previous.request == request:
         return previous
     facts = gather((*locked.wheels, *debs, *below), store, ensure, progress)
     items: tuple[LockedWheel | LockedDeb, ...] = (*debs, *locked.wheels)
-    inputs = image.projects([facts[layer.file.sha256] for layer in below])
+    inputs = image.projects([*(facts[layer.file.sha256] for layer in below), files])
     inputs |= {item.name: _kept(item, facts[item.file.sha256]) for item in items}
     deciding = {name: found for name, found in inputs.items() if not _is_optional(name, gpu)}
     if gpu.require:
@@ -83,10 +88,17 @@ def gpu_code(project: str, facts: InputFacts) -> tuple[GpuCode, ...]:
     )
 
 
-def _request(wheels: Iterable[LockedWheel], debs: Iterable[LockedDeb], below: Iterable[BaseLayer], gpu: Gpu) -> str:
+def _request(
+    wheels: Iterable[LockedWheel],
+    debs: Iterable[LockedDeb],
+    below: Iterable[BaseLayer],
+    files: InputFacts,
+    gpu: Gpu,
+) -> str:
     asked = {
         "gpu": documents.dump(gpu),
         "image": [layer.file.sha256 for layer in below],
+        "files": [list(file) for file in files.files],
         "wheels": sorted([wheel.name, wheel.file.sha256, *wheel.drop] for wheel in wheels),
         "debs": sorted(deb.file.sha256 for deb in debs),
     }
