@@ -409,7 +409,7 @@ def test_all_platforms_of_an_index(small: World, tmp_path: Path) -> None:
     project.publish(f"oci:{tmp_path / 'out'}")
     assert project.build("verify", f"oci:{tmp_path / 'out'}").code == 0
     only = project.root / "only.yaml"
-    only.write_text(text.format(base=f"oci:{root}:amd64"))
+    only.write_text(text.format(base=f"oci:{root}@{entries[0].digest}"))
     done = project.build("lock", only)
     assert done.code == 1
     assert "it is not made for linux/arm64, only for: linux/amd64" in done.err
