@@ -137,6 +137,22 @@ def test_one_file_and_its_folder(bert: Path, tmp_path: Path) -> None:
     }
 
 
+def test_a_folder_by_a_symlink(bert: Path, tmp_path: Path) -> None:
+    """Whoever names a link means what it stands for; one inside of a folder may not lead out of it."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/link").symlink_to(bert)
+    direct = published(tmp_path, bert, "oci:a:v1", "--name", "x")
+    assert published(tmp_path, "below/link", "oci:b:v1", "--name", "x").out == direct.out
+    assert published(tmp_path, "below/link/", "oci:c:v1").code == 0
+    assert (
+        read_config(Layout(tmp_path / "c"), open_artifact(Layout(tmp_path / "c"), "v1"))["descriptor"]["name"] == "link"
+    )
+    (bert / "more.json").symlink_to("/etc/hostname")
+    refused = published(tmp_path, bert, "oci:d:v1")
+    assert refused.code == 1
+    assert "more.json" in refused.err
+
+
 def test_a_precision(tmp_path: Path) -> None:
     pytest.importorskip("numpy")
     data = modelworld.safetensors({"w": ("F32", (256, 256), bytes(256 * 1024))})

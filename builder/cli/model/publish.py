@@ -128,17 +128,17 @@ def _published_image(
 
 
 def _rooted(source: str) -> tuple[Path, str]:
-    """A source as a profile in the folder `root` would say it: a path that the user gives may lie anywhere."""
+    """A source as a profile in the folder `root` would say it: a path that the user gives may lie anywhere, and be a symlink."""
     if scheme_of(source):
         return Path(), source
-    path = Path(os.path.normpath(source))
-    return (path.parent, path.name) if path.name not in ("", "..") else (path, ".")
+    path = Path(os.path.realpath(source))
+    return (path.parent, path.name) if path.name else (path, ".")
 
 
 def _name_of(source: str) -> str:
     """The last part of the place that a model comes from."""
     if scheme_of(source) is None:
-        words = Path(source).resolve().name
+        words = os.path.basename(os.path.abspath(source))
     else:
         before = re.split(r"[@#]|==", source.partition("://")[2])[0].rstrip("/")
         words = before.rpartition("/")[2].partition(":")[0]
