@@ -27,6 +27,7 @@ from builder.cli.work import fetcher
 from builder.errors import BuilderError
 from builder.lock import LockedFile
 from builder.models.convert.converting import conversion, convert
+from builder.models.convert.outputs import encode_header
 from builder.models.convert.report import PRECISIONS, Conversion, Precision
 from builder.models.convert.rules import treat
 from builder.models.convert.stream import BLOCK, PrecisionError
@@ -216,6 +217,7 @@ def test_metadata_is_sorted(tmp_path: Path) -> None:
     length = int.from_bytes(raw[:8], "little")
     assert length % 8 == 0
     assert list(json.loads(raw[8 : 8 + length])["__metadata__"].items()) == sorted(keys.items())
+    assert encode_header([], {"b": "1", "a": "2"})[8:] == b'{"__metadata__":{"a":"2","b":"1"}}      '
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -294,6 +296,12 @@ def test_tables_of_what_writes_no_text(config: Mapping[str, Any], asked: bool | 
     assert treatments.tables == found
     assert treatments.by_name == {"embed_tokens.weight": "pack" if found else "keep", "a.weight": "pack"}
     assert treatments.ignored == ()
+
+
+@pytest.mark.parametrize(("rows", "found"), [(49, False), (51, True)])
+def test_tables_count_from_a_third(rows: int, found: bool) -> None:
+    tensors = [Tensor("wte.weight", "F32", (rows, 10), 0, 0), Tensor("a.weight", "F32", (100, 10), 0, 0)]
+    assert treat(tensors, "int8", BERT).tables == found
 
 
 @pytest.mark.parametrize(
@@ -461,13 +469,34 @@ def test_files_without_weights(tmp_path: Path) -> None:
         convert(model(tmp_path / "in", {}, config=LLAMA), "fp16", tmp_path / "out")
 
 
-@pytest.mark.parametrize("text", [b"[]", b"{", b'{"a": 1, "a": 2}', b"\xff\xfe", b"[" * 100_000, b""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"[]", b"{", b'{"a": 1, "a": 2}', b"\xff\xfe", b"[" * 100_000, b"", b'{"a": %s}' % (b"9" * 5000)),
+        b'{"a": ' * 70 + b"1" + b"}" * 70,
+        b'{"a": ' * 900 + b"1" + b"}" * 900,
+    ],
+)
 def test_a_configuration_that_lies(tmp_path: Path, text: bytes) -> None:
     found = model(tmp_path / "in", {"m.safetensors": llama()})
     (tmp_path / "in/config.json").write_bytes(text)
     with pytest.raises(BadModelError, match=r"config\.json: "):
         convert(files(tmp_path / "in"), "fp16", tmp_path / "out")
     assert found
+
+
+def test_half_a_surrogate_pair_stays_an_escape(tmp_path: Path) -> None:
+    model(tmp_path / "in", {"m.safetensors": llama()})
+    (tmp_path / "in/config.json").write_bytes(b'{"a": "\\ud800", "b": "\\u00e4"}')
+    convert(files(tmp_path / "in"), "fp16", tmp_path / "out")
+    found = (tmp_path / "out/config.json").read_bytes().decode()
+    assert json.loads(found) == {"a": "\ud800", "b": "ä", "torch_dtype": "float16"}
+
+
+def test_a_header_that_lies(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
+    with pytest.raises(BadModelError, match=r"m\.safetensors: its header claims"):
+        convert(files(tmp_path), "fp16", tmp_path / "out")
 
 
 def test_names_that_are_taken(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from builder.models.values import BadModelError, LocalModelFile
 CONFIG = "config.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 MAX_DOCUMENT = 64 << 20
+_MAX_DEPTH = 64
 
 _TYPES: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16"}
 _TYPE_KEYS = ("torch_dtype", "dtype")
@@ -30,12 +31,17 @@ def read(file: LocalModelFile) -> dict[str, Any]:
         raise BadModelError(f"{path}: not JSON: {error}") from error
     if not isinstance(found, dict):
         raise BadModelError(f"{path}: it is to be an object")
+    if _is_deep(found):
+        raise BadModelError(f"{path}: nested more than {_MAX_DEPTH} deep")
     return found
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
     """The bytes of a document as model repositories have them: indented by two, keys in their order."""
-    return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+    try:
+        return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can say
+        return json.dumps(document, indent=2).encode() + b"\n"
 
 
 def check_config(config: Mapping[str, Any], precision: Precision, path: str) -> None:
@@ -128,6 +134,18 @@ def _quantisation(precision: Precision, treatments: Treatments) -> dict[str, Any
         # Transformers 5 stumbles over packed tables, unless it unpacks all weights while it reads them.
         **({"dequantize": True} if treatments.tables else {}),
     }
+
+
+def _is_deep(document: Any) -> bool:
+    level = [document]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
