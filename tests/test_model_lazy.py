@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import subprocess
@@ -125,6 +126,30 @@ def test_many_threads_fetch_a_chunk_once(way: FaultRegistry, store: Store) -> No
         for thread in threads:
             thread.join()
         assert results == [True] * 8
+    assert moved(way) == 8 << 20
+
+
+def test_processes_fetch_a_chunk_once(way: FaultRegistry, store: Store) -> None:
+    """Ranks of one node that begin together share what each of them fetches."""
+    way.decide = lambda request: faultregistry.slow
+    code = (
+        "import sys; from builder.models import open_model\n"
+        "model = open_model(sys.argv[1], cache=sys.argv[2]); print(flush=True); sys.stdin.read()\n"
+        "import hashlib; print(hashlib.sha256(model.tensor('layer.1.weight').bytes()).hexdigest())"
+    )
+    command = [sys.executable, "-c", code, f"{way.address}/some/image:v1", str(store.root)]
+    pipe = subprocess.PIPE
+    ranks = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    for rank in ranks:
+        assert rank.stdout is not None
+        rank.stdout.readline()
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.close()
+        rank.stdin = None
+    assert {rank.communicate(timeout=60)[0].strip() for rank in ranks} == {
+        hashlib.sha256(TENSORS["layer.1.weight"][2]).hexdigest()
+    }
     assert moved(way) == 8 << 20
 
 

@@ -8,10 +8,12 @@ names the boot, and what is from another one does not count.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import mmap
 import os
+import struct
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -22,6 +24,7 @@ from builder.store import hash_of, locks
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _READ = 1 << 20
+_FLOCK = "@hhqqi0q"  # struct flock, linux/fcntl.h
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -97,6 +100,15 @@ class Filling:
         with self._guard:
             os.write(self._journal, b"%d\n" % chunk)
             self._mark(chunk)
+
+    def claim(self, chunks: Sequence[int]) -> list[int]:
+        """Those of the chunks that no other process has claimed; they are this one's until `release`, or its end."""
+        return [chunk for chunk in chunks if self._lock(chunk, fcntl.F_WRLCK)]
+
+    def release(self, chunks: Sequence[int]) -> None:
+        """Others may claim these chunks."""
+        for chunk in chunks:
+            self._lock(chunk, fcntl.F_UNLCK)
 
     def read(self, chunk: int, buffer: memoryview) -> int:
         """The bytes of a chunk, as they are on the disk, into `buffer`; how many there are."""
@@ -196,6 +208,14 @@ class Filling:
             for line in lines.split(b"\n"):
                 if line.isdigit() and len(line) < 12 and int(line) < len(self._have):
                     self._mark(int(line))
+
+    def _lock(self, chunk: int, kind: int) -> bool:
+        """Locks one byte of the journal for a chunk; where the file system knows no such locks, nobody is kept out."""
+        try:
+            fcntl.fcntl(self._journal, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, chunk, 1, 0))
+        except OSError as error:
+            return error.errno not in (errno.EAGAIN, errno.EACCES)
+        return True
 
     def _mark(self, chunk: int) -> None:
         if not self._have[chunk]:

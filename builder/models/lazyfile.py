@@ -14,7 +14,13 @@ from builder.oci.digest import Digest
 from builder.parallel import Stop
 from builder.store import Store
 
-_PATIENCE = 5.0
+_PATIENCE = 20.0
+"""Seconds after which a chunk is fetched although another process says that it does so."""
+
+_ENDING = 5.0
+"""Seconds that `close` waits for what is on its way."""
+
+_POLL = 0.02
 
 
 class LazyFile:
@@ -38,7 +44,7 @@ class LazyFile:
     def close(self) -> None:
         """Lets go of the file when nothing is on its way to it any more; views of it stay good."""
         with self._news:
-            ended = self._news.wait_for(lambda: not self._coming, _PATIENCE)
+            ended = self._news.wait_for(lambda: not self._coming, _ENDING)
             if self._open is not None and ended:
                 self._open.filling.close()
             self._open = self._map = None
@@ -81,11 +87,13 @@ class LazyFile:
         return sorted(found)
 
     def _fetch(self, opened: Open, chunks: Sequence[int], stop: Stop | None) -> bool:
-        """Each chunk is fetched by the thread that needs it first; others wait for it, and try it themselves if that failed.
+        """Each chunk is fetched by the thread that needs it first, of whichever process; others wait for it, and try it
+        themselves if that failed.
 
         Returns whether the whole file is in the store meanwhile, and this one of no use any more.
         """
         filling = opened.filling
+        patience = _PATIENCE
         while True:
             with self._news:
                 if filling.missing(chunks):
@@ -102,14 +110,32 @@ class LazyFile:
                 self._coming.update(mine)
             if mine:
                 try:
-                    with self._store.explained():
-                        self._new_fetcher(stop).fetch([(opened, mine)])
+                    elsewhere = self._fetch_unclaimed(opened, mine, stop, patience <= 0)
                 finally:
                     with self._news:
                         self._coming.difference_update(mine)
                         self._news.notify_all()
+                if elsewhere:
+                    (stop or Stop()).sleep(_POLL)
+                    patience -= _POLL
+                else:
+                    patience = _PATIENCE
             with self._news:
                 self._news.wait_for(lambda left=missing: self._coming.isdisjoint(filling.missing(left)))  # type: ignore[misc]
+
+    def _fetch_unclaimed(self, opened: Open, chunks: Sequence[int], stop: Stop | None, impatient: bool) -> bool:
+        """Fetches what no other process is fetching, or all; whether none could be had because others are at it."""
+        filling = opened.filling
+        claimed = filling.claim(chunks)
+        try:
+            filling.refresh()
+            wanted = filling.missing(chunks if impatient else claimed)
+            if wanted:
+                with self._store.explained():
+                    self._new_fetcher(stop).fetch([(opened, wanted)])
+            return not wanted and bool(filling.missing(chunks))
+        finally:
+            filling.release(claimed)
 
     def _landed(self, start: int, end: int) -> None:
         with self._news:
