@@ -86,6 +86,7 @@ image:
   labels: {org.opencontainers.image.title: SDXL Turbo}
   stop-signal: SIGTERM
 start: {trace: sdxl-turbo.trace.json, readahead: true}
+budget: {total: 20s, pull: 5s, model: 10s}
 
 publish:
   soci: {enabled: true, span-size: 4MiB, min-layer-size: 10MiB}

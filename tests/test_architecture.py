@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "builder"
 
 FLOORS = (
-    ("errors",),
+    ("errors", "start"),
     ("oci",),
     ("layers",),
     ("soci",),
@@ -79,7 +79,7 @@ HOMES = {
     "datetime.datetime.now": ("cli",),
     "datetime.datetime.today": ("cli",),
     "datetime.datetime.utcnow": ("cli",),
-    "os.environ": ("cli", "models.ambient"),
+    "os.environ": ("cli", "models.ambient", "start"),
     "os.environb": ("cli",),
     "os.getenv": ("cli",),
     "sys.argv": ("cli",),
@@ -88,7 +88,7 @@ HOMES = {
     "sys.stdin": ("cli",),
     "sys.stdout": ("cli",),
     "time.time": ("cli",),
-    "time.time_ns": ("cli",),
+    "time.time_ns": ("cli", "start"),
     "os.fork": (),
     "os.popen": (),
     "os.posix_spawn": (),

@@ -20,6 +20,7 @@ from builder.oci.spec import Platform
 from builder.profile import (
     PYTHON_OF,
     Base,
+    Budget,
     Cuda,
     File,
     Gpu,
@@ -38,6 +39,7 @@ from builder.profile import (
     read,
     starter,
 )
+from builder.profile.forms import Duration
 from builder.render import render
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,6 +107,7 @@ def test_a_full_profile(tmp_path: Path) -> None:
             stop_signal="SIGTERM",
         ),
         start=Start(trace="sdxl-turbo.trace.json"),
+        budget=Budget(total=Duration(20), pull=Duration(5), model=Duration(10)),
         publish=Publish(
             soci=Soci(span_size=Size(4 << 20), min_layer_size=Size(10 << 20)),
             to="oci:out/sdxl-turbo",

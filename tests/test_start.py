@@ -40,6 +40,7 @@ import json, os, time
 with open(os.environ["LAYERWRIGHT_START"], "a") as file:
     print(json.dumps({"phase": "imports", "end_ns": time.monotonic_ns()}), file=file)
     print("no mark", file=file)
+    print(json.dumps({"phase": "in another", "end_ns": time.monotonic_ns(), "depth": 1}), file=file)
 print("it is there", flush=True)
 """
 
@@ -88,7 +89,7 @@ def test_an_image_starts_lazily(real: Real, folder: Path, path: str) -> None:
     options = ("--entrypoint", "python", "--ready", "log:is there")
     found = started(folder, path, layout, "--again", *options, "--", "-c", MARKS + "time.sleep(60)\n")
     cold, again = found.starts
-    assert [phase.name for phase in cold.phases] == ["resolve", "pull", "create", "process", "imports", "ready"]
+    assert [phase.name for phase in cold.phases] == ["resolve", "pull", "create", "process", "imports", "program"]
     assert 0 < cold.spans < cold.requests
     assert 0 < cold.bytes < found.size / 2
     assert cold.bytes == sum(phase.bytes for phase in cold.phases)
@@ -108,6 +109,8 @@ def test_several_starts_by_an_address_that_answers(real: Real, folder: Path, pat
     found = started(folder, path, f"oci:{real.out}", "-n", "2", *serve, "--", "-m", "http.server", str(port))
     assert len(found.cold()) == 2
     assert [start.status for start in found.starts] == [None, None]
+    over = ("--budget", "total=1ms,pull=10m", "--entrypoint", "python", "--", "-c", "print(1)")
+    assert command(folder, path, f"oci:{real.out}", *over).returncode == 3
     drawn = (tmp_path / "picture.svg").read_text()
     assert drawn.startswith("<svg ")
     assert all(f">{phase.name}<" in drawn for phase in found.starts[0].phases)

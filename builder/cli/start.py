@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
+from builder import profile as profiles
 from builder.cli.context import Context
 from builder.cli.options import common, format_option, plain_http_option
 from builder.cli.starting import Options, Starter, start_options
-from builder.coldstart import picture, values
+from builder.coldstart import analysis, picture, values
 from builder.coldstart.tools import Snapshotter
-from builder.coldstart.values import Measurement, Start
+from builder.coldstart.values import Measurement, Start, Summary
+from builder.errors import UsageError
 from builder.oci.files import write
+from builder.profile.forms import Duration
 
 
 @click.command(
@@ -29,6 +33,11 @@ from builder.oci.files import write
 @click.option("-n", "--count", type=click.IntRange(1, 100), default=1, show_default=True, help="How many starts.")
 @click.option("--again", is_flag=True, help="After each, start it once more, now that the image is there.")
 @click.option(
+    "--budget",
+    metavar="PROFILE|NAME=TIME,...",
+    help="How long it may take, by a profile's `budget` or as total=20s,pull=5s; more than that ends with 3.",
+)
+@click.option(
     "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the median start into this file, too."
 )
 @plain_http_option
@@ -40,10 +49,12 @@ def start(
     snapshotter: Snapshotter,
     count: int,
     again: bool,
+    budget: str | None,
     svg: Path | None,
     form: str,
-) -> None:
-    """Measures, and shows."""
+) -> int:
+    """Measures, and shows; returns the exit status."""
+    limits = _limits(budget) if budget else {}
     starter = Starter.prepare(context, options, snapshotter)
     starts: list[Start] = []
     for number in range(count):
@@ -70,3 +81,21 @@ def start(
         click.echo(values.encode(measurement), nl=False)
     else:
         click.echo(picture.text(measurement))
+    over = analysis.over(Summary.of(measurement.cold()), limits)
+    for name, took, limit in over:
+        context.progress.note(f"over budget: {name} took {took:.2f} s of {limit:g} s")
+    return 3 if over else 0
+
+
+def _limits(text: str) -> Mapping[str, float]:
+    """Seconds by the names of phases, out of a profile or out of the text itself."""
+    if "=" not in text:
+        found = profiles.read(Path(text)).profile.budget
+        if found is None or not found.limits:
+            raise UsageError(f"{text}: it has no budget", hint="add one, such as budget: {total: 20s}")
+        return found.limits
+    try:
+        pairs = [part.split("=", 1) for part in text.split(",")]
+        return {name.strip(): float(Duration.parse(limit.strip())) for name, limit in pairs}
+    except ValueError as error:
+        raise UsageError(f"--budget {text}: {error}", hint="write it as total=20s,pull=5s") from error

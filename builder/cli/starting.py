@@ -68,7 +68,7 @@ _OPTIONS = (
         show_default=True,
         callback=_ready,
         metavar="WHEN",
-        help="When it has started: `exit`, `log:REGEX` or an address that answers.",
+        help="When it has started: `exit`, `log:REGEX`, an address that answers, or `mark` (builder.start in the program).",
     ),
     click.option(
         "--timeout", type=click.FloatRange(1, 86400), default=600, show_default=True, help="Seconds for one start."

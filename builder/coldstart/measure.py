@@ -22,6 +22,7 @@ MARKS = "LAYERWRIGHT_START"
 
 _PLACE = "/run/layerwright"
 _POLL = 0.002
+_SHORT = 0.001
 _ASK = 0.02
 _END = 10.0
 _MOST_PRINTED = 4 << 20
@@ -167,7 +168,7 @@ def _run(
             if now - asked >= _ASK:
                 asked = now
                 stack.check()
-                if wanted.ready.reached(_printed(log), ask):
+                if wanted.ready.reached(_printed(log), ask, lambda: _says_ready(folder / "marks")):
                     clock.end("program")
                     look()
                     return None
@@ -180,7 +181,7 @@ def _run(
         if wanted.ready.text == "exit":
             if status != 0:
                 raise StartError(f"it ended with status {status}{_said(log)}")
-        elif not wanted.ready.reached(_printed(log), lambda _: False):
+        elif not wanted.ready.reached(_printed(log), lambda _: False, lambda: _says_ready(folder / "marks")):
             raise StartError(f"it ended with status {status} before it was ready{_said(log)}")
         look()
         return status
@@ -230,39 +231,68 @@ def _said(log: Path) -> str:
     return "; it printed:\n  " + "\n  ".join(lines[-20:]) if lines else ", and it printed nothing"
 
 
-def _marks(path: Path) -> list[tuple[str, float]]:
-    """The names and moments (seconds of `time.monotonic`) of the program's marks; lines that are none are left out."""
+@dataclass(frozen=True)
+class _Mark:
+    """A phase of the program, in seconds of `time.monotonic`."""
+
+    name: str
+    begin: float
+    end: float
+
+
+def _marks(path: Path) -> list[_Mark]:
+    """The phases that the program has marked and that lie in no other, in order; lines that are none are left out."""
     found = []
     for line in path.read_bytes()[:_MOST_PRINTED].splitlines():
         with suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
-            if isinstance(entry["phase"], str) and entry["phase"].isprintable():
-                found.append((entry["phase"][:100], int(entry["end_ns"]) / 1e9))
-    return found
+            end = int(entry["end_ns"]) / 1e9
+            begin = int(entry.get("begin_ns", 0)) / 1e9
+            if isinstance(entry["phase"], str) and entry["phase"].isprintable() and not entry.get("depth"):
+                found.append(_Mark(entry["phase"][:100], begin, end))
+    return sorted(found, key=lambda mark: mark.end)
+
+
+def _says_ready(path: Path) -> bool:
+    """Whether the program has said that it is."""
+    for line in path.read_bytes()[:_MOST_PRINTED].splitlines():
+        with suppress(ValueError, TypeError):
+            if "ready_ns" in json.loads(line):
+                return True
+    return False
 
 
 def _told(
     clock: _Clock,
     begun: float,
     requests: Sequence[Request],
-    marks: Sequence[tuple[str, float]],
+    marks: Sequence[_Mark],
     status: int | None,
     again: bool,
 ) -> Start:
-    """The phases one after another: a mark of the program ends a phase of its own, and the rest is the program's."""
-    ends = [*clock.ends[:-1], *sorted(marks, key=lambda mark: mark[1]), clock.ends[-1]]
-    if marks:
-        ends[-1] = ("ready", clock.ends[-1][1])
+    """The phases one after another: those that the program marked are their own, and what lies between is the program's."""
+    *stages, (program, end) = clock.ends
     phases = []
     at = begun
-    for name, end in ends:
-        end = min(max(end, at), clock.ends[-1][1])
-        phases.append(_phase(name, at, end, begun, requests))
-        at = end
-    there = [request for request in requests if request.at <= at]
+
+    def add(name: str, until: float) -> None:
+        nonlocal at
+        until = min(max(until, at), end)
+        phases.append(_phase(name, at, until, begun, requests))
+        at = until
+
+    for name, until in stages:
+        add(name, until)
+    for mark in marks:
+        if mark.begin > at + _SHORT:
+            add(program, mark.begin)
+        add(mark.name, mark.end)
+    if not marks or end > at + _SHORT:
+        add(program, end)
+    there = [request for request in requests if request.at <= end]
     return Start(
         tuple(phases),
-        round(at - begun, 3),
+        round(end - begun, 3),
         sum(request.sent for request in there),
         len(there),
         sum(map(_is_span, there)),

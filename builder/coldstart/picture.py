@@ -38,8 +38,7 @@ def _lines(title: str, starts: tuple[Start, ...]) -> Iterator[str]:
     for phase in shown.phases:
         bar = " " * int(phase.begin * scale) + ("█" * round(phase.seconds * scale) or "▏")
         moved = f"  {human_size(phase.bytes)}, {phase.requests} requests" if phase.requests else ""
-        median = summary.phases[phase.name].median
-        yield f"  {phase.name.ljust(width)}  {median:7.2f} s  {bar.ljust(_WIDTH)}{moved}".rstrip()
+        yield f"  {phase.name.ljust(width)}  {phase.seconds:7.2f} s  {bar.ljust(_WIDTH)}{moved}".rstrip()
 
 
 def typical(starts: tuple[Start, ...]) -> Start:

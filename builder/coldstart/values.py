@@ -43,9 +43,10 @@ class Start:
     status: int | None = None
     opened: int | None = None
 
-    def phase(self, name: str) -> Phase | None:
-        """The phase of that name."""
-        return next((phase for phase in self.phases if phase.name == name), None)
+    def seconds_of(self, name: str) -> float | None:
+        """How long the phases of that name took together; None if there is none."""
+        found = [phase.seconds for phase in self.phases if phase.name == name]
+        return sum(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Summary:
     def of(cls, starts: tuple[Start, ...]) -> Summary:
         """Raises `ValueError` if there is none."""
         names = dict.fromkeys(phase.name for start in starts for phase in start.phases)
-        found = {name: [phase.seconds for start in starts if (phase := start.phase(name))] for name in names}
+        found = {name: [took for start in starts if (took := start.seconds_of(name)) is not None] for name in names}
         return cls(
             len(starts),
             Spread.of(start.seconds for start in starts),

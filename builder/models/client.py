@@ -19,7 +19,14 @@ from pathlib import Path
 from builder.errors import BuilderError
 
 ENTRY = "builder.cli.model.program"
-_ROOTS = (ENTRY, "builder.models", "builder.models.lazy", "builder.models.opening", "builder.models.ready")
+_ROOTS = (
+    ENTRY,
+    "builder.models",
+    "builder.models.lazy",
+    "builder.models.opening",
+    "builder.models.ready",
+    "builder.start",
+)
 _NEVER = frozenset({"builder.fetch"})
 """What a verb that the client does not have would import."""
 

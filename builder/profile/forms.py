@@ -196,3 +196,21 @@ class Port:
 
     def __str__(self) -> str:
         return f"{self.number}/{self.protocol}"
+
+
+class Duration(float):
+    """A time in seconds, written as `20s`, `1.5s`, `500ms` or `2m`."""
+
+    pattern = r"(?:0|[1-9][0-9]{0,5})(?:\.[0-9]{1,3})?(?:ms|s|m)"
+    what = "a time such as 20s"
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        if not re.fullmatch(cls.pattern, text):
+            advice = f": write {text}s" if re.fullmatch(r"[0-9.]+", text) else ""
+            raise ValueError(f"expected {cls.what}, found {quote(text)}{advice}")
+        number = text.rstrip("ms")
+        return cls(float(number) * {"ms": 0.001, "s": 1.0, "m": 60.0}[text[len(number) :]])
+
+    def __str__(self) -> str:
+        return f"{float(self):.3f}".rstrip("0").rstrip(".") + "s"

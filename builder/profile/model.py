@@ -17,6 +17,7 @@ from builder.profile.forms import (
     PYTHON_OF,
     BaseImage,
     Destination,
+    Duration,
     EnvName,
     EnvValue,
     Glob,
@@ -225,6 +226,23 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a cold start may take; `build start --budget` says no where it takes longer, `build advise` says what to do."""
+
+    total: Duration | None = field(doc="All of it, until the program is ready.", default=None, example="20s")
+    pull: Duration | None = field(doc="Until all layers are pulled, or mounted.", default=None, example="5s")
+    model: Duration | None = field(
+        doc="What the program marks as `model pull` and `model load`.", default=None, example="10s"
+    )
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """The parts that have a limit, in seconds."""
+        found = {"total": self.total, "pull": self.pull, "model": self.model}
+        return {name: float(limit) for name, limit in found.items() if limit is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Soci:
     """The SOCI index, with which a node starts the image before it has pulled it."""
 
@@ -352,14 +370,15 @@ class Profile:
     models: tuple[Model, ...] = field(doc="Models that are published beside the image.", default=())
     image: Image = field(doc="How a container starts.", default=Image())
     start: Start | None = field(doc="What is known of how it starts, and used to make it faster.", default=None)
+    budget: Budget | None = field(doc="How long a cold start may take.", default=None)
     publish: Publish = field(doc="What is published.", default=Publish())
 
     @property
     def digest(self) -> Digest:
-        """The digest of what this profile asks for: comments, how it is split into files, `publish.to` and
+        """The digest of what this profile asks for: comments, how it is split into files, `budget`, `publish.to` and
         `publish.models`, and the registry of `base.image`, do not count, because no byte of an image depends on them."""
         base = replace(self.base, image=hostless(self.base.image)) if self.base and self.base.image else self.base
-        plain = replace(self, extends=(), base=base, publish=replace(self.publish, to=None, models=None))
+        plain = replace(self, extends=(), base=base, budget=None, publish=replace(self.publish, to=None, models=None))
         document = dump(plain) | {"values": _ordered(self.values)}
         return Digest.of(spec.encode(document))
 
