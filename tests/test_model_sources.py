@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from builder.layers.tar import Region
 from builder.lock import LockedModel
 from builder.models.locking import _locked, lock_models, materialise, scan_local
 from builder.models.sources import Collected, Means, Wanted, collect
+from builder.models.sources import hub as hubs
 from builder.models.sources.selection import RefusedError, select
 from builder.models.values import BadModelError
 from builder.profile import Model
@@ -256,6 +258,34 @@ def test_an_address_in_parts_that_changes_meanwhile(server: FaultServer, means: 
         collect(server.url("/w.dat"), Wanted(), means)
 
 
+def test_an_address_goes_on_where_it_was_interrupted(server: FaultServer, means: Means) -> None:
+    data = os.urandom(48 << 20)
+    server.files["/w.dat"], server.etags["/w.dat"] = data, '"1"'
+    broken = {"bytes=33554432-50331647"}
+    given: list[str | None] = []
+
+    def some(handler: faultserver.Handler, data: bytes) -> None:
+        asked = handler.headers.get("range")
+        if asked in broken:
+            until = time.monotonic() + 10
+            while len(given) < 3 and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(0.5)  # what was given arrives
+            faultserver.status(500)(handler, data)
+        else:
+            faultserver.well(handler, data)
+            given.append(asked)
+
+    server.always["/w.dat"] = some
+    with pytest.raises(FetchError, match="answered 500"):
+        collect(server.url("/w.dat"), Wanted(), means)
+    server.seen.clear()
+    broken.clear()
+    (item,) = collect(server.url("/w.dat"), Wanted(), means).files
+    assert item.file.sha256 == hashlib.sha256(data).hexdigest()
+    assert [seen.range for seen in server.seen] == [None, "bytes=33554432-50331647"]
+
+
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
@@ -456,6 +486,13 @@ def test_the_token_goes_to_no_mirror_and_no_lock(hub: Hub, tmp_path: Path) -> No
         assert {seen.headers.get("authorization") for seen in mirror.seen} == {None}
         assert TOKEN not in repr(locked)
         assert urlsplit(hub.server.url("")).netloc not in repr(locked)
+
+
+def test_the_token_is_not_shown(hub: Hub, tmp_path: Path) -> None:
+    means = of_hub(tmp_path, hub, HF_TOKEN=TOKEN)
+    asker = hubs._Hub.of(means)
+    assert asker.token == TOKEN
+    assert TOKEN not in repr(asker) + repr(asker.asking(means))
 
 
 def test_a_hub_without_a_token(hub: Hub, tmp_path: Path) -> None:

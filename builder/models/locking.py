@@ -179,6 +179,8 @@ def _lock(model: Model, means: Means) -> LockedModel:
     collected = sources.collect(model.source, _wanted(model), means)
     files = tuple(map(_locked, collected.files))
     converted = _convert(collected.files, model.precision, model.overflow or "", means) if model.precision else ()
+    if converted and scheme_of(model.source) is None:
+        _check_unchanged(model, collected.files, means)
     locked = LockedModel(
         name=model.name,
         source=collected.source,
@@ -196,6 +198,12 @@ def _lock(model: Model, means: Means) -> LockedModel:
     published = tuple(map(means.stored, converted)) or collected.files
     made = encode(published, model_index(published, means.store, means.progress), describe(locked))
     return replace(locked, manifest=str(made.manifest.digest))
+
+
+def _check_unchanged(model: Model, files: Sequence[LocalModelFile], means: Means) -> None:
+    """A folder holds after its conversion what it held before, so that what was converted is what is locked."""
+    if sources.collect(model.source, _wanted(model), means).files != files:
+        raise ChangedFileError(f"models: {model.source}: it changed while the model was converted")
 
 
 def _convert(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -33,7 +33,7 @@ class _Hub:
     """Where the hub is, and who asks."""
 
     endpoint: str
-    token: str | None
+    token: str | None = field(repr=False)
 
     @classmethod
     def of(cls, means: Means) -> _Hub:
