@@ -89,6 +89,20 @@ def _examine(context: Context, online: bool) -> Iterator[Finding]:
     yield from _libraries()
     for name, purpose in _OPTIONAL_TOOLS.items():
         yield _tool(name, State.WARNING, purpose, f"optional: install {name}")
+    yield from _starting()
+
+
+def _starting() -> Iterator[Finding]:
+    """What `build start`, `build trace` and `build verify --lazy` run."""
+    from builder.coldstart.tools import PROGRAMS
+
+    for name, package in PROGRAMS.items():
+        yield _tool(name, State.WARNING, "starts images to measure them", f"optional: install {package}")
+    if not Path("/dev/fuse").exists():
+        remedy = "optional: load the kernel's module: modprobe fuse"
+        yield Finding("/dev/fuse", State.WARNING, "not there; lazy layers are mounted by it", remedy)
+    else:
+        yield Finding("/dev/fuse", State.OK, "there")
 
 
 def _python() -> Finding:
