@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from builder.binaries.facts import BinaryFacts, InputFacts
 from builder.binaries.inputs import read_binary
 from builder.binaries.window import Window
+from builder.errors import HostileInputError
 from builder.findings import minimal, report
 from builder.findings.loader import Search
 from builder.findings.minimal import Saving
@@ -363,6 +364,26 @@ def test_code_for_other_gpus() -> None:
     assert (inner.size, inner.rule) == (400_000, "")
     assert (whole.size, whole.rule) == (300_000, "{wheels: [demo], drop: [demo/a.cubin]}")
     assert {"kind", "of", "what", "size", "files", "rule"} == set(minimal.as_documents([inner])[0])
+
+
+def test_libraries_that_all_need_one_another() -> None:
+    """Following that takes a time of its own; nobody waits for it."""
+    count = 400
+    everybody = tuple(f"lib{number}.so" for number in range(count))
+    binaries = [
+        BinaryFacts(f"site/demo/{name}", 1, "x86_64", soname=name, needed=everybody, runpath=("$ORIGIN",))
+        for name in everybody
+    ]
+    rows = tuple((binary.path, 1, "") for binary in binaries)
+    with pytest.raises(HostileInputError, match="its libraries need one another"):
+        scanned(Input("demo 1.0", "wheel", InputFacts(tuple(binaries), (), rows)))
+
+
+def test_many_whiteouts_take_no_longer_than_many_files() -> None:
+    files = tuple((f"/d{number % 10}/f{number}", 1, "") for number in range(20_000))
+    hidden = tuple((f"/d{number % 10}/.wh.f{number}", 0, "") for number in range(20_000))
+    layers = [Input(name, "image", InputFacts((), (), rows)) for name, rows in (("1", files), ("2", hidden))]
+    assert not compose(layers, None).files
 
 
 names = st.sampled_from(

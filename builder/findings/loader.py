@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from builder.binaries.facts import BinaryFacts
+from builder.errors import HostileInputError
 from builder.findings.root import File, Root
 
 _TRIPLETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
@@ -31,6 +32,8 @@ _INTERPRETERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-li
 _IN_CACHE = re.compile(r"(?:lib|ld-)[^/]*\.so[^/]*", re.DOTALL)
 _TOKEN = re.compile(r"\$(?:\{(ORIGIN|LIB|PLATFORM)\}|(ORIGIN|LIB|PLATFORM)(?![A-Za-z0-9_]))")
 
+MOST_STEPS = 2_000_000
+"""How many needs of files are followed in one root; the closure of vLLM takes 14,000."""
 Found = tuple[str, File, str]
 """The path at which a file is found, the file, and how."""
 
@@ -84,6 +87,14 @@ class Loader:
         self.root = root
         self.search = search
         self._folders: dict[str, str] = {}
+        self._steps = 0
+
+    def step(self, asking: Loaded | None) -> None:
+        """Counts one search; raises `HostileInputError` where there are more than any image needs."""
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            who = asking.file.owner if asking else "the image"
+            raise HostileInputError(f"{who}: its libraries need one another in more ways than can be followed")
 
     def find(self, name: str, asking: Loaded | None, program: Loaded | None) -> Found | None:
         """Where a name without a slash is found, and how; the file there may be no library."""
@@ -183,7 +194,7 @@ class Loader:
             if file is None or file.binary is None or file.binary.machine != self.search.machine:
                 continue
             soname = file.binary.soname or posixpath.basename(file.path)
-            is_link = name in links and _stays_a_link(posixpath.basename(file.path), soname)
+            is_link = name in links and _stays_a_link(name, soname)
             key = name if is_link else soname
             other = found.get(key)
             if other is None or (other[0], not is_link and _newer(name, other[1])) != (False, False):
@@ -192,9 +203,9 @@ class Loader:
         return {key: self.root.files.get(f"{prefix}/{key}", file) for key, (_, _, file) in found.items()}
 
 
-def _stays_a_link(target: str, soname: str) -> bool:
-    """Whether ldconfig keeps a link under its own name: its target is called as its SONAME, or is a linker's `.so`."""
-    return target == soname or (target.endswith(".so") and soname.startswith(target))
+def _stays_a_link(name: str, soname: str) -> bool:
+    """Whether ldconfig keeps a link under its own name: it is the SONAME, or a linker's `.so` of it."""
+    return name == soname or (name.endswith(".so") and soname.startswith(name))
 
 
 def _newer(name: str, other: str) -> bool:
@@ -214,6 +225,8 @@ class Process:
         self._loader = loader
         self.maps: list[Loaded] = []
         self._names: dict[str, Loaded] = {}
+        self._sonames: dict[str, Loaded] = {}
+        self._files: dict[str, Loaded] = {}
         self.program: Loaded | None = None
         if program and (file := loader.usable(program)) and file.binary:
             self.program = self._add(program, file.path, file, file.binary, None, "the program")
@@ -227,6 +240,7 @@ class Process:
         other = Process.__new__(Process)
         other._loader, other.program = self._loader, self.program
         other.maps, other._names = list(self.maps), dict(self._names)
+        other._sonames, other._files = dict(self._sonames), dict(self._files)
         return other
 
     def open(self, name: str, asking: Loaded | None = None) -> Loaded | str:
@@ -245,7 +259,7 @@ class Process:
         found = []
         for file in files:
             for name, versions in file.binary.needs:
-                library = file.found.get(name) or self._names.get(name) or self._by_soname(name)
+                library = file.found.get(name) or self._names.get(name) or self._sonames.get(name)
                 if library and library.binary.defines:
                     absent = sorted(set(versions) - set(library.binary.defines))
                     if absent:
@@ -267,8 +281,8 @@ class Process:
                         queue.append(found)
 
     def _map(self, name: str, asking: Loaded | None) -> Loaded | str:
-        known = self._names.get(name) or self._by_soname(name)
-        if known:
+        self._loader.step(asking)
+        if known := self._first(name):
             return known
         found = self._at(name, asking) if "/" in name else self._loader.find(name, asking, self.program)
         if found is None:
@@ -278,8 +292,7 @@ class Process:
             return f"{path} is no library"
         if file.binary.machine != self._loader.search.machine:
             return f"{path} is for {file.binary.machine}"
-        same = next((item for item in self.maps if item.file is file), None)
-        if same:
+        if same := self._files.get(file.path):
             self._names[name] = same
             return same
         return self._add(name, path, file, file.binary, asking, how)
@@ -289,13 +302,20 @@ class Process:
         file = self._loader.at(path) if path else None
         return (path, file, "its path") if path and file else None
 
-    def _by_soname(self, name: str) -> Loaded | None:
-        return next((item for item in self.maps if item.binary.soname == name), None)
+    def _first(self, name: str) -> Loaded | None:
+        """What is loaded by a name, or by a SONAME: the first of the two in the order of loading."""
+        one, other = self._names.get(name), self._sonames.get(name)
+        if one and other and one is not other:
+            return next(item for item in self.maps if item is one or item is other)
+        return one or other
 
     def _add(self, name: str, path: str, file: File, binary: BinaryFacts, loader: Loaded | None, how: str) -> Loaded:
         added = Loaded(name, path, file, binary, loader, how)
         self.maps.append(added)
         self._names[name] = added
+        self._files[file.path] = added
+        if binary.soname:
+            self._sonames.setdefault(binary.soname, added)
         self._names.setdefault(path, added)
         return added
 

@@ -124,16 +124,21 @@ def compose(inputs: Iterable[Input], python: str | None) -> Root:
 def _hide(root: Root, facts: InputFacts) -> None:
     """What a layer of an image says is gone: a name, or all that is in a folder."""
     for path, _, _ in facts.files:
-        match = _WHITEOUT.search(path)
-        if match is None:
-            continue
-        folder = root.real(path[: match.start()] or "/").rstrip("/")
-        hidden = folder if match[1] == _OPAQUE else f"{folder}/{match[1]}"
-        for name in [each for each in (*root.files, *root.links) if each == hidden or each.startswith(f"{hidden}/")]:
-            root.files.pop(name, None)
-            root.links.pop(name, None)
-            above, _, last = name.rpartition("/")
-            root.folders[above or "/"].discard(last)
+        if match := _WHITEOUT.search(path):
+            folder = root.real(path[: match.start()] or "/")
+            names = list(root.folders[folder]) if match[1] == _OPAQUE else [match[1]]
+            for name in names:
+                _remove(root, folder, name)
+
+
+def _remove(root: Root, folder: str, name: str) -> None:
+    root.folders[folder].discard(name)
+    going = [posixpath.join(folder, name)]
+    while going:
+        path = going.pop()
+        root.files.pop(path, None)
+        root.links.pop(path, None)
+        going += [posixpath.join(path, each) for each in root.folders.pop(path, ())]
 
 
 def _relative(path: str) -> str:

@@ -95,17 +95,16 @@ class _Scanner:
         self._root, self._search, self._python = root, search, python
         self._loader = Loader(root, search)
         self._files = [file for file in root.binaries if file.binary and file.binary.machine == search.machine]
-        by_soname: dict[str, list[File]] = defaultdict(list)
+        by_soname: dict[str, dict[str, File]] = defaultdict(dict)
         for file in self._files:
             assert file.binary
             for name in {file.binary.soname or "", posixpath.basename(file.path)} - {""}:
-                by_soname[name].append(file)
+                by_soname[name][file.path] = file
         for link in root.links:
-            target = self._loader.at(link)
-            name = posixpath.basename(link)
-            if target and target.binary and target in self._files and target not in by_soname[name]:
-                by_soname[name].append(target)
-        self._by_soname = {name: tuple(files) for name, files in by_soname.items()}
+            target = self._loader.usable(link)
+            if target and target.binary:
+                by_soname[posixpath.basename(link)].setdefault(target.path, target)
+        self._by_soname = {name: tuple(files.values()) for name, files in by_soname.items()}
         self._firsts: dict[str, tuple[str, ...]] = {}
         self._base = Process(self._loader, executable if python else None)
 
