@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from builder.errors import BuilderError
+from builder.oci import spec
 from builder.oci.companions import OF_MODEL, is_companion
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
@@ -85,13 +86,24 @@ class Listing:
         if data is None:
             raise LayoutError(f"{self.where}: {digest} is not in it", hint="name another digest, or a tag")
         with suppress(ValueError, KeyError, TypeError, RecursionError):
-            return Descriptor(str(json.loads(data)["mediaType"]), digest, len(data))
+            return Descriptor(_media_type(json.loads(data)), digest, len(data))
         raise LayoutError(f"{self.where}: {digest} is no manifest", hint="name a tag, or the digest of a manifest")
 
 
 def _belongs_to_another(entry: Descriptor) -> bool:
     """Whether what is tagged was published for the sake of an image: signatures, models, and the images of models."""
     return is_companion(entry.annotations[REF_NAME]) or bool(entry.artifact_type) or OF_MODEL in entry.annotations
+
+
+def _media_type(document: Any) -> str:
+    """What a manifest says that it is; some do not say it. Raises `KeyError` where it is none."""
+    if "mediaType" in document:
+        return str(document["mediaType"])
+    return (
+        spec.INDEX
+        if isinstance(document["manifests" if "manifests" in document else "config"], list)
+        else spec.MANIFEST
+    )
 
 
 def parse_index(data: bytes, name: str) -> list[dict[str, Any]]:
