@@ -448,7 +448,9 @@ class Hub:
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     with faultserver.serving() as server, faultserver.serving() as store:
         found = Hub(server, store)
         found.add("config.json", b'{"a": 1}', large=False)

@@ -117,6 +117,23 @@ def test_a_full_profile(tmp_path: Path) -> None:
     assert loaded.profile.template_values == {"port": 8080, "name": "sdxl-turbo"}
 
 
+def test_models_of_a_profile_elsewhere(tmp_path: Path) -> None:
+    """A folder is relative to the profile that names it; what is no path stays as it is."""
+    sources = (
+        "weights",
+        "../weights",
+        "hf://org/repo@main",
+        "pypi://a==1#b",
+        "https://h.example/m",
+        "oci://h.example/m:v1",
+    )
+    listed = ", ".join(f"{{name: m{number}, from: '{source}'}}" for number, source in enumerate(sources))
+    files = {"p.yaml": f"{HEAD}extends: [base/b.yaml]\n", "base/b.yaml": f"profile: 1\nmodels: [{listed}]\n"}
+    models = read(write(tmp_path, files)).profile.models
+    assert [model.source for model in models] == ["base/weights", "weights", *sources[2:]]
+    assert models[0].place == "/models/m0"
+
+
 def test_defaults(tmp_path: Path) -> None:
     assert read(write(tmp_path, {"p.yaml": HEAD})).profile == Profile(version=1, name="x")
     assert Profile(version=1, name="x").platforms == (Platform("linux", "amd64"),)
