@@ -114,8 +114,8 @@ def open_artifact(source: Source, reference: str | None) -> ModelArtifact:
     return read_artifact(source, source.resolve(reference))
 
 
-def read_artifact(source: Source, manifest: Descriptor) -> ModelArtifact:
-    """The same, of a manifest that is known by its descriptor."""
+def read_artifact(source: Source, manifest: Descriptor, *, archives: bool = False) -> ModelArtifact:
+    """The same, of a manifest that is known by its descriptor. With `archives`, layers that are archives are no error."""
     where = str(manifest.digest)
     try:
         document = read_document(source, manifest)
@@ -127,13 +127,17 @@ def read_artifact(source: Source, manifest: Descriptor) -> ModelArtifact:
     if config.media_type in _IMAGE_CONFIGS and not document.get("artifactType"):
         raise NotAModelError(f"{where} is an image, and no model")
     found = [(layer, name) for layer in layers if (name := _name(layer)) is not None]
-    for layer, name in found:
-        if modelpack.is_archive(layer):
-            raise NotAModelError(
-                f"{where}: {name!r} is an archive ({layer.media_type})",
-                hint="publish that model again with raw layers: `modctl build --raw`, or files instead of folders with oras",
-            )
-    files = tuple((layer, ModelFile(name, layer.size, layer.digest.hex)) for layer, name in found if name != INDEX_PATH)
+    packed = tuple((layer, name) for layer, name in found if modelpack.is_archive(layer))
+    if packed and not archives:
+        raise NotAModelError(
+            f"{where}: {packed[0][1]!r} is an archive ({packed[0][0].media_type})",
+            hint="`build model publish oci://REF DESTINATION` makes a model of it whose layers are files",
+        )
+    files = tuple(
+        (layer, ModelFile(name, layer.size, layer.digest.hex))
+        for layer, name in found
+        if name != INDEX_PATH and not modelpack.is_archive(layer)
+    )
     check_paths((file.path for _, file in files), where)
     sizes: dict[Digest, int] = {}
     for layer in (config, *layers):
@@ -142,7 +146,7 @@ def read_artifact(source: Source, manifest: Descriptor) -> ModelArtifact:
     index = [layer for layer, name in found if name == INDEX_PATH]
     if len(index) > 1:
         raise BadModelError(f"{where}: {INDEX_PATH} is there twice")
-    if not files:
+    if not files and not packed:
         raise NotAModelError(f"{where} has no files: none of its layers has a name")
     kind = document.get("artifactType")
     return ModelArtifact(
@@ -151,6 +155,7 @@ def read_artifact(source: Source, manifest: Descriptor) -> ModelArtifact:
         files,
         _texts(document.get("annotations")),
         index[0] if index else None,
+        packed,
     )
 
 

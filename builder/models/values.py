@@ -97,6 +97,7 @@ class ModelArtifact:
     """A published model: the descriptors of its manifest, its configuration, and of each file's blob.
 
     `index` is the descriptor of its `.build/index.v1.json`, which is not among `layers`; a foreign artifact has none.
+    `archives` are layers of a foreign artifact that hold files in an archive, with their names, for who can unpack them.
     """
 
     manifest: Descriptor
@@ -104,6 +105,7 @@ class ModelArtifact:
     layers: tuple[tuple[Descriptor, ModelFile], ...]
     annotations: Mapping[str, str]
     index: Descriptor | None = None
+    archives: tuple[tuple[Descriptor, str], ...] = ()
 
     @property
     def files(self) -> tuple[ModelFile, ...]:

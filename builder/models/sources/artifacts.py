@@ -1,4 +1,5 @@
-"""Models that are published already: `oci://HOST/REPOSITORY:TAG`, as ModelPack or as any artifact of plain files."""
+"""Models that are published already: `oci://HOST/REPOSITORY:TAG`, as ModelPack, or as any artifact of plain files or of
+archives."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from builder.errors import FetchError
 from builder.lock import LockedModel, LockedModelFile
 from builder.models.artifact import read_artifact
 from builder.models.sources import Collected, Means, Wanted
+from builder.models.sources.archives import Archive, unpacked
 from builder.models.sources.selection import select
-from builder.models.values import LocalModelFile, ModelArtifact
+from builder.models.values import BadModelError, LocalModelFile, ModelArtifact
 from builder.oci.content import Source
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
@@ -24,10 +26,14 @@ def collect(text: str, wanted: Wanted, means: Means) -> Collected:
     """The wanted files of the artifact that the reference stands for now; its digest is in the lock."""
     source, reference = means.open_source(text.removeprefix("oci://"))
     manifest = source.resolve(reference)
-    artifact = read_artifact(source, manifest)
-    by_path = {file.path: file for file in artifact.files}
+    artifact = read_artifact(source, manifest, archives=True)
+    by_path = {file.path: LockedModelFile(file.path, file.sha256, file.size) for file in artifact.files}
+    for file in _unpacked(source, artifact, means):
+        if file.path in by_path and by_path[file.path] != file:
+            raise BadModelError(f"{manifest.digest}: {file.path!r} is there twice, with other bytes")
+        by_path[file.path] = file
     paths = select(by_path, wanted, f"models: {text}")
-    files = [LockedModelFile(path, by_path[path].sha256, by_path[path].size) for path in paths]
+    files = [by_path[path] for path in paths]
     _bring(source, artifact, files, means)
     place = text.removeprefix("oci://").partition("/")[2].partition("@")[0]
     name = place.rpartition(":")[0] or place
@@ -41,8 +47,19 @@ def bring(text: str, locked: LockedModel, files: Sequence[LockedModelFile], mean
     if missing:
         source, _ = means.open_source(text.removeprefix("oci://"))
         manifest = source.resolve(locked.source.rpartition("@")[2])
-        _bring(source, read_artifact(source, manifest), missing, means)
+        artifact = read_artifact(source, manifest, archives=True)
+        _unpacked(source, artifact, means)
+        _bring(source, artifact, missing, means)
     return tuple(map(means.stored, files))
+
+
+def _unpacked(source: Source, artifact: ModelArtifact, means: Means) -> tuple[LockedModelFile, ...]:
+    """The files in the artifact's archives, all of them in the store."""
+    if not artifact.archives:
+        return ()
+    with means.progress.task("unpack model") as task:
+        archives = [Archive(source, layer, name) for layer, name in artifact.archives]
+        return tuple(file for archive in archives for file in unpacked(archive, means.store, task.advance))
 
 
 def _bring(source: Source, artifact: ModelArtifact, files: Sequence[LockedModelFile], means: Means) -> None:
