@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from spdx_tools.spdx.validation.document_validator import validate_full_spdx_doc
 from wheelmaker import Wheel
 
 from builder.errors import HostileInputError
-from builder.lock import Lock, LockedDeb, LockedFile, LockedWheel
+from builder.lock import Lock, LockedDeb, LockedFile, LockedModel, LockedModelFile, LockedWheel
 from builder.sbom import cyclonedx, inventory, licences, provenance, spdx
 from builder.sbom.inventory import Inventory
 from builder.sbom.licences import Licence, Told
@@ -57,7 +58,27 @@ def cyclonedx_problem(data: bytes) -> str | None:
     return str(error) if error else None
 
 
+MODELS = tuple(
+    LockedModel(
+        name,
+        "pypi://thing==1.0#weights",
+        f"sha256:{papers.sha('request')}",
+        (LockedModelFile("w.gguf", papers.sha(name), 5),),
+        f"sha256:{papers.sha(f'manifest of {name}')}",
+        1,
+        wheel=papers.wheel("thing", "1.0").file,
+        licenses=licenses,
+    )
+    for name, licenses in (
+        ("one", ()),
+        ("two", ("Apache-2.0", "MIT OR BSD-3-Clause")),
+        ("three", ("Some (words)",)),
+        ("a_b-c.d", ("LicenseRef-x",)),
+    )
+)
+
 ODD: dict[str, Lock] = {
+    "models": replace(papers.lock(), models=MODELS),
     "usual": papers.lock(),
     "no files": Lock("demo", f"sha256:{papers.sha('p')}", papers.CREATED, papers.lock().platforms),
     "nothing": papers.lock((), ()),
@@ -100,8 +121,35 @@ def test_every_package_wheel_and_file_is_there_once() -> None:
     assert len(documents[1]["dependencies"][0]["dependsOn"]) == len(components) + 1
 
 
-def test_package_urls_are_canonical() -> None:
-    found = one()
+def test_models_are_what_the_image_depends_on() -> None:
+    found = one(ODD["models"])
+    document = json.loads(spdx.document(found))
+    models = {
+        item["SPDXID"]: item for item in document["packages"] if item.get("comment") == "published beside the image"
+    }
+    assert {item["name"]: item["licenseDeclared"] for item in models.values()} == {
+        "one": "NOASSERTION",
+        "two": "Apache-2.0 AND (MIT OR BSD-3-Clause)",
+        "three": f"LicenseRef-{papers.sha('Some (words)')[:16]}",
+        "a_b-c.d": "LicenseRef-x",
+    }
+    depends = {item["relatedSpdxElement"] for item in document["relationships"] if "DEPENDS_ON" in item.values()}
+    assert depends == models.keys()
+    assert {item["versionInfo"] for item in models.values()} == {model.manifest for model in MODELS}
+    components = json.loads(cyclonedx.document(found))["components"]
+    assert {item["name"] for item in components if item["type"] == "machine-learning-model"} == {
+        model.name for model in MODELS
+    }
+    statement = json.loads(provenance.statement(ODD["models"], papers.image(ODD["models"])))
+    inputs = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [item for item in inputs if item["name"].startswith("thing-1.0")] == [
+        {"name": "thing-1.0-py3-none-any.whl", "digest": {"sha256": papers.wheel("thing", "1.0").file.sha256}}
+    ]
+
+
+@pytest.mark.parametrize("name", ["usual", "models"])
+def test_package_urls_are_canonical(name: str) -> None:
+    found = one(ODD[name])
     for purl in (found.purl, *(item.purl for item in found.components if item.purl)):
         assert PackageURL.from_string(purl).to_string() == purl
     by_name = {item.name: item.purl for item in found.components}

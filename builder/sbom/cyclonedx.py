@@ -9,7 +9,13 @@ from builder.sbom.licences import Licence
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
 _IMAGE = "image"
-_TYPES = {Kind.IMAGE: "container", Kind.DEB: "library", Kind.WHEEL: "library", Kind.FILE: "file"}
+_TYPES = {
+    Kind.IMAGE: "container",
+    Kind.DEB: "library",
+    Kind.WHEEL: "library",
+    Kind.FILE: "file",
+    Kind.MODEL: "machine-learning-model",
+}
 _MAX_NAME = 200
 
 

@@ -14,12 +14,12 @@ from urllib.parse import quote
 
 from builder.baseimage import LockedImage
 from builder.image import Assembled
-from builder.lock import Lock, LockedDeb, LockedLocal, LockedPlatform, LockedTemplate, LockedWheel
+from builder.lock import Lock, LockedDeb, LockedLocal, LockedModel, LockedPlatform, LockedTemplate, LockedWheel
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
 from builder.plan import FilesLayer, LinksLayer, SystemLayer, WheelLayer, plan
-from builder.sbom.licences import Licence
+from builder.sbom.licences import Licence, Told, decide
 
 TOOL = "layerwright"
 """Without its version: one lock is one set of documents, whichever version made them."""
@@ -34,13 +34,15 @@ class Kind(StrEnum):
     DEB = "deb"
     WHEEL = "wheel"
     FILE = "file"
+    MODEL = "model"
 
 
 @dataclass(frozen=True)
 class Component:
     """A part of an image. `file` is the name of the archive it came in, or its path in the image; `source` is the Debian
     source package; `copyright` the path of the copyright file in the image; `layer` the blob that has it. Of a package of a
-    base image, neither archive nor layer are known."""
+    base image, neither archive nor layer are known. A model is beside the image: `version` and `sha256` are those of its artifact,
+    `file` is its source."""
 
     kind: Kind
     name: str
@@ -128,7 +130,7 @@ def deb_purl(deb: LockedDeb, debian: str) -> str:
 
 def image_purl(image: LockedImage) -> str:
     """The package URL of a base image, without a registry."""
-    return f"pkg:oci/{quote(image.name.lower(), safe='')}@{quote(image.manifest, safe='')}"
+    return f"pkg:oci/{quote(image.name.lower(), safe='')}@{image.manifest}"
 
 
 def _base(image: LockedImage) -> Iterator[Component]:
@@ -174,6 +176,17 @@ def _components(lock: Lock, number: int, image: Assembled, licences: Mapping[str
                 local: list[LockedLocal | LockedTemplate] = [*planned.files, *planned.templates]
                 files = sorted(local, key=lambda item: item.to)
                 yield from (_file(file, file.sha256, blob) for file in files if file.sha256)
+    yield from map(_model, lock.models)
+
+
+def _model(model: LockedModel) -> Component:
+    digest = model.manifest
+    purl = f"pkg:oci/{quote(f'model-{model.name}', safe='')}@{digest}"
+    several = len(model.licenses) > 1
+    said = " AND ".join(f"({each})" if several and " " in each else each for each in model.licenses)
+    return Component(
+        Kind.MODEL, model.name, digest, purl, model.source, Digest.parse(digest).hex, None, decide(Told(said))
+    )
 
 
 def _deb(deb: LockedDeb, debian: str, layer: Digest) -> Component:

@@ -12,7 +12,13 @@ from builder.sbom.licences import Licence
 MEDIA_TYPE = "application/spdx+json"
 _DOCUMENT, _IMAGE = "SPDXRef-DOCUMENT", "SPDXRef-image"
 _NOTHING = "NOASSERTION"
-_PURPOSES = {Kind.IMAGE: "CONTAINER", Kind.DEB: "INSTALL", Kind.WHEEL: "LIBRARY", Kind.FILE: "FILE"}
+_PURPOSES = {
+    Kind.IMAGE: "CONTAINER",
+    Kind.DEB: "INSTALL",
+    Kind.WHEEL: "LIBRARY",
+    Kind.FILE: "FILE",
+    Kind.MODEL: "OTHER",
+}
 _REFERENCE = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")
 
 
@@ -28,7 +34,7 @@ def document(inventory: Inventory) -> bytes:
             "packages": [_image(inventory), *(_package(component) for component in inventory.components)],
             "relationships": [
                 _relation(_DOCUMENT, "DESCRIBES", _IMAGE),
-                *(_relation(_IMAGE, "CONTAINS", _id(component)) for component in inventory.components),
+                *(_relation(_IMAGE, _bond(component), _id(component)) for component in inventory.components),
             ],
             **_extracted(component.licence for component in inventory.components),
         },
@@ -50,7 +56,7 @@ def _package(component: Component) -> dict[str, object]:
     package |= {
         "licenseDeclared": _declared(component.licence),
         "primaryPackagePurpose": _PURPOSES[component.kind],
-        "comment": f"layer {component.layer}" if component.layer else "of the base image",
+        "comment": _place(component),
     }
     if component.version:
         package["versionInfo"] = component.version
@@ -61,6 +67,16 @@ def _package(component: Component) -> dict[str, object]:
     if component.copyright:
         package["licenseComments"] = f"told in the image's {component.copyright}"
     return package
+
+
+def _bond(component: Component) -> str:
+    return "DEPENDS_ON" if component.kind is Kind.MODEL else "CONTAINS"
+
+
+def _place(component: Component) -> str:
+    if component.kind is Kind.MODEL:
+        return "published beside the image"
+    return f"layer {component.layer}" if component.layer else "of the base image"
 
 
 def _common(id_: str, name: str, sha256: str, purl: str) -> dict[str, object]:
