@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jsonschema
 import modelworld
 import pytest
 from hypothesis import given
@@ -85,6 +86,55 @@ def test_the_manifest_is_what_modelpack_says(tmp_path: Path) -> None:
         "licenses": ["MIT", "Apache-2.0"],
     }
     assert config["modelfs"] == {"type": "layers", "diffIds": [layer["digest"] for layer in manifest["layers"]]}
+
+
+_TEXT = {"type": "string"}
+_TEXTS = {"type": "array", "items": _TEXT}
+SCHEMA = {
+    "type": "object",
+    "required": ["descriptor", "config", "modelfs"],
+    "additionalProperties": False,
+    "properties": {
+        "descriptor": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                **dict.fromkeys(("family", "docURL", "sourceURL", "version", "revision", "vendor", "title"), _TEXT),
+                
+                    "createdAt": _TEXT | {"format": "date-time"},
+                    "name": _TEXT | {"minLength": 1},
+                    "description": _TEXT
+                ,
+                "authors": _TEXTS, "licenses": _TEXTS, "datasetsURL": _TEXTS,
+            },
+        },
+        "config": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": dict.fromkeys(("architecture", "format", "paramSize", "precision", "quantization"), _TEXT),
+        },
+        "modelfs": {
+            "type": "object",
+            "required": ["type", "diffIds"],
+            "additionalProperties": False,
+            "properties": {"type": {"enum": ["layers"]}, "diffIds": _TEXTS | {"minItems": 1}},
+        },
+    },
+}
+"""What the specification allows in a configuration, less what is never written."""
+
+
+def test_a_configuration_keeps_to_the_schema(tmp_path: Path) -> None:
+    words = {
+        name: "x" for name in Description.__dataclass_fields__ if name not in ("authors", "licenses", "annotations")
+    }
+    said = Description(**words | {"created": "2026-01-01T00:00:00Z"}, authors=("a",), licenses=("MIT",))  # type: ignore[arg-type]
+    for description in (Description(), said):
+        model = modelworld.small_model(tmp_path, said=description)
+        jsonschema.validate(json.loads(model.config[1]), SCHEMA)
+    told = json.loads(model.config[1])
+    assert set(told["descriptor"]) == set(SCHEMA["properties"]["descriptor"]["properties"]) - {"datasetsURL"}  # type: ignore[index]
+    assert set(told["config"]) == set(SCHEMA["properties"]["config"]["properties"])  # type: ignore[index]
 
 
 def test_what_a_gguf_file_says_is_said(tmp_path: Path) -> None:
