@@ -33,6 +33,7 @@ from builder.oci.spec import Platform
 LARGE_WHEEL = 64 << 20
 """Wheels of at least this many bytes are layers of their own: a rule of the format."""
 _MAX_LARGE = 96
+_GPU = "vnd.layerwright.gpu."
 _MAX_LAYERS = 118
 """Layers of a base image and large wheels together: runtimes lay 127 over one another, and some more come on top."""
 _VENV_PATH = "/opt/venv/bin"
@@ -324,10 +325,12 @@ def _config(image: Execution, locked: LockedPlatform) -> Execution:
     if locked.gpu:
         from builder.gpu import labels as gpu
 
-        env |= gpu.environment(locked.gpu)
+        env |= gpu.environment(locked.gpu, dict(locked.image.execution.env) if locked.image else {})
         labels = gpu.labels(locked.gpu) | labels
     if locked.image:
         own = replace(image, env=tuple((env | dict(image.env)).items()), labels=tuple(labels.items()))
-        return baseimage.inherited(locked.image.execution, own, path)
+        base = locked.image.execution
+        kept = tuple(label for label in base.labels if not label[0].startswith(_GPU))  # they are of that image alone
+        return baseimage.inherited(replace(base, labels=kept), own, path)
     env = {"PATH": ":".join([*path, spec.PATH]), **env, **dict(image.env)}
     return replace(image, env=tuple(sorted(env.items())), labels=tuple(sorted(labels.items())))

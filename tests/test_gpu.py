@@ -238,9 +238,20 @@ def test_labels() -> None:
         "vnd.layerwright.gpu.driver": ">=525.60.13",
         "vnd.layerwright.gpu.code": "one:80 90a c90@8.4|two".replace("|two", ";two:80|90"),
     }
-    assert labels.environment(contract)["NVIDIA_REQUIRE_CUDA"] == "cuda>=12.0"
+    assert labels.environment(contract, {})["NVIDIA_REQUIRE_CUDA"] == "cuda>=12.0"
     assert labels.labels(decided()) == {}
     assert labels.code_of({}) is None
+
+
+def test_what_a_base_image_says_stays() -> None:
+    contract = decided(code("one", "sm_80"), runtimes=("13.2",))
+    said = {"NVIDIA_REQUIRE_CUDA": "cuda>=13.0 brand=tesla,driver>=535", "NVIDIA_VISIBLE_DEVICES": "void"}
+    assert labels.environment(contract, said | {"CUDA_VERSION": "13.0.2"}) == {
+        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"
+    }
+    for older in ({"CUDA_VERSION": "12.9.1"}, {"CUDA_VERSION": "new"}, {}):
+        assert labels.environment(contract, said | older)["NVIDIA_REQUIRE_CUDA"] == "cuda>=13.0"
+    assert labels.environment(contract, {"CUDA_VERSION": "13.0.2"})["NVIDIA_REQUIRE_CUDA"] == "cuda>=13.0"
 
 
 NAMES = st.lists(

@@ -317,3 +317,18 @@ def test_files_of_the_profile(gpu_world: World, tmp_path: Path) -> None:
     (tmp_path / "lib/notes.txt").write_text("b")
     assert run(["lock", profile], tmp_path, environ).code == 0
     assert contract(tmp_path) == before
+
+
+def test_what_a_base_image_said_of_gpus_is_not_inherited(gpu_world: World, tmp_path: Path) -> None:
+    """It was said of that image, and not of what is put on top of it."""
+    told = [f"--config.label=vnd.layerwright.gpu.{name}=x" for name in ("code", "partly")]
+    root = layout(tmp_path / "base", [[*debian(), *python("3.11.9")]], "base", *told, "--config.label=org.example=kept")
+    profile = write_project(tmp_path / "top", PROFILE, name="kernels.yaml")
+    text = PROFILE.replace("debian: bookworm", f'image: "oci:{root}:base"').replace(", bytecode: false", "")
+    profile.write_text(text.replace("gpu: {gpu}\n", "").format())
+    environ = gpu_world.environment(gpu_world.root / "cache")
+    done = run(["publish", "-q", profile, f"oci:{tmp_path / 'out'}"], tmp_path, environ)
+    assert done.code == 0, done.err
+    found = Layout(tmp_path / "out")
+    config = found.json(Digest.parse(image(found)[1]["config"]["digest"]))["config"]
+    assert config["Labels"] == {"org.example": "kept"}

@@ -30,11 +30,22 @@ def labels(contract: GpuContract) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def environment(contract: GpuContract) -> dict[str, str]:
+def environment(contract: GpuContract, below: Mapping[str, str]) -> dict[str, str]:
     """The variables that the NVIDIA container runtime reads: all GPUs, for computing and nvidia-smi, where the driver is
-    new enough."""
+    new enough. `below` are those of a base image, which stay; but what that asks of the driver is not enough if there is a
+    newer major version of CUDA on top of it. (Images of NVIDIA name older drivers, too, for which they have libraries.)"""
     found = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
-    return found | ({"NVIDIA_REQUIRE_CUDA": contract.require} if contract.require else {})
+    found = {name: value for name, value in found.items() if name not in below}
+    if contract.require and not ("NVIDIA_REQUIRE_CUDA" in below and _major(below) >= version(contract.cuda or "0")[0]):
+        found["NVIDIA_REQUIRE_CUDA"] = contract.require
+    return found
+
+
+def _major(variables: Mapping[str, str]) -> int:
+    try:
+        return version(variables.get("CUDA_VERSION", ""))[0]
+    except ValueError:
+        return 0
 
 
 def code_of(labels: Mapping[str, str]) -> tuple[GpuCode, ...] | None:
