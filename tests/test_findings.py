@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from builder.binaries.facts import BinaryFacts, InputFacts
 from builder.binaries.inputs import read_binary
 from builder.binaries.window import Window
+from builder.cuda import flavours
 from builder.errors import HostileInputError
-from builder.findings import minimal, report
+from builder.findings import auto, minimal, report
 from builder.findings.loader import Search
 from builder.findings.minimal import Saving
 from builder.findings.report import Finding
@@ -115,11 +116,50 @@ def test_a_plugin_that_nobody_needs_is_a_note() -> None:
     assert item.remedy.startswith("nothing, if")
 
 
+def test_what_everything_needs_is_one_finding() -> None:
+    """Even where only files that ctypes opens need it: no package has the C++ library as an option."""
+    needs = Elf(None, ["libstdc++.so.6", "libc.so.6"])
+    inputs = [
+        wheel("one 1.0", {f"one/{EXT}": needs}),
+        wheel("two 1.0", {f"two/{EXT}": needs, f"two/sub/{EXT}": needs}),
+        wheel("three 1.0", {"three/lib/libthree.so": needs}),
+    ]
+    tree = compose([debs()[0], *inputs], "3.11")
+    seen = scan(tree, Search(), "3.11")
+    item = one(list(report.report(seen, seen)), "missing")
+    assert item.level == "error"
+    assert item.what == "3 packages (one, three, two): libstdc++.so.6 is missing"
+    assert len(item.where) == 4
+    assert "libstdc++6" in item.remedy
+
+
+def test_what_a_module_finds_for_its_libraries_they_do_not_lack() -> None:
+    """Though they are not found when nobody but a test opens them, and the module cannot be imported for another reason."""
+    files = {
+        f"demo/{EXT}": Elf(None, ["libouter.so", "libgone.so.1"], rpath="$ORIGIN"),
+        "demo/libouter.so": Elf("libouter.so", ["libinner.so"]),
+        "demo/libinner.so": Elf("libinner.so"),
+    }
+    assert one(found(wheel("demo 1.0", files)), "missing").what == "demo 1.0: libgone.so.1 is missing"
+    assert len(found(wheel("demo 1.0", files))) == 1
+
+
 def test_code_for_gpus_without_cuda_is_an_error() -> None:
     """Even where it is opened later: a program that is made for GPUs would do without them, and say nothing."""
     item = one(found(wheel("demo 1.0", {"demo/libdemo_cuda.so": Elf(None, ["libcublas.so.13"])})), "missing")
     assert item.level == "error"
     assert "flavour: auto" in item.remedy
+
+
+def test_code_for_several_releases_of_cuda_needs_one() -> None:
+    """As bitsandbytes has it: a library for each, and the one that is taken is decided when it starts."""
+    path = "$ORIGIN/../nvidia/cu13/lib"
+    files = {f"demo/libdemo{major}.so": Elf(None, [f"libcublas.so.{major}"], runpath=path) for major in (11, 12, 13)}
+    assert {item.level for item in found(*cuda_wheels(), wheel("demo 1.0", files))} == {"note"}
+    assert {item.level for item in found(wheel("demo 1.0", files))} == {"error"}
+    choice = auto.choose(scanned(wheel("demo 1.0", files)), flavours.candidates("13.2"), "13.2")
+    assert choice.candidate.flavour == "runtime"
+    assert [line.partition(":")[0] for line in choice.reasons] == ["libcublas.so.13"]
 
 
 def test_code_that_waits_for_more_than_cuda_is_an_option() -> None:

@@ -16,7 +16,7 @@ from builder.cuda.flavours import Candidate
 from builder.errors import BuilderError
 from builder.findings import known
 from builder.findings.root import File
-from builder.findings.scan import Scan, Unmet
+from builder.findings.scan import Scan, Unmet, stem, variants
 
 _OWN_CHOICE = re.compile(r"libOpenCL\.so\..*|libcufile(_rdma)?\.so\..*")
 """Libraries that are opened where they are there, and not missed where they are not."""
@@ -95,13 +95,15 @@ def _unreachable(scan: Scan) -> Iterator[tuple[str, list[File]]]:
 
 def _check_versions(scan: Scan, brought: frozenset[str], version: str) -> None:
     """A wheel that is made for another CUDA is a mistake of the profile, and no reason for the smallest flavour."""
-    stems = {_stem(name): name for name in brought}
+    stems = {stem(name): name for name in brought}
+    served = variants(scan) | {(item.file.owner, stem(item.name)) for item in scan.unmet if item.name in brought}
     for item in scan.unmet:
-        is_other = not item.there and item.name not in brought and _stem(item.name) in stems
-        if is_other and ".so." in item.name and not _is_free(item):
+        is_other = not item.there and item.name not in brought and stem(item.name) in stems
+        is_variant = (item.file.owner, stem(item.name)) in served
+        if is_other and ".so." in item.name and not is_variant and not _is_free(item):
             raise AutoError(
                 f"cuda.flavour: auto: {item.file.owner} needs {item.name} ({_short(item.file)}), "
-                f"and CUDA {version} has {stems[_stem(item.name)]}",
+                f"and CUDA {version} has {stems[stem(item.name)]}",
                 hint="choose the cuda.version that the package is made for, or the package for this CUDA",
             )
 
@@ -122,15 +124,16 @@ def _reasons(
 
 def _met(scan: Scan, brought: frozenset[str]) -> Iterator[str]:
     """Who brings the libraries of CUDA where no flavour has to."""
-    stems = {_stem(name) for name in brought}
+    stems = {stem(name) for name in brought}
     users: dict[tuple[str, str, str], list[File]] = defaultdict(list)
     for edge in scan.edges:
         is_other = edge.file.owner != edge.target.owner and edge.target.kind == "wheel"
-        if is_other and _stem(edge.name) in stems and not edge.file.owner.startswith("nvidia-"):
+        if is_other and stem(edge.name) in stems and not edge.file.owner.startswith("nvidia-"):
             users[edge.name, edge.target.owner, "needed"].append(edge.file)
     for file, name in scan.opens:
         target = scan.by_soname[name][0]
-        if _stem(name) in stems and target.kind == "wheel" and target.owner != file.owner:
+        is_other = target.kind == "wheel" and target.owner != file.owner
+        if stem(name) in stems and is_other and not file.owner.startswith("nvidia-"):
             users[name, target.owner, "opened"].append(file)
     for item in scan.unmet:
         if _is_nvidias(item) and known.loading(item.file.owner) == "import":
@@ -145,10 +148,6 @@ def _is_free(item: Unmet) -> bool:
 
 def _is_nvidias(item: Unmet) -> bool:
     return any(f"{_SITE}nvidia/" in file.path for file in item.there)
-
-
-def _stem(name: str) -> str:
-    return name.partition(".so.")[0]
 
 
 def _who(files: Sequence[File]) -> str:

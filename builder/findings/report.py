@@ -11,7 +11,7 @@ from typing import Literal
 
 from builder.findings import known
 from builder.findings.root import File
-from builder.findings.scan import Scan, TooOld, Unmet
+from builder.findings.scan import Scan, TooOld, Unmet, stem, variants
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -19,6 +19,8 @@ CUDA = re.compile(
     r"lib(?:cudart|cublas|cublasLt|nvblas|cufftw?|curand|cusolver|cusolverMg|cusparse|cusparseLt|cudnn\w*|nccl|nvrtc|"
     r"nvrtc-builtins|nvJitLink|nvfatbin|npp\w+|nvjpeg|cupti|cufile|nvToolsExt)\.so(?:\..*)?"
 )
+_EVERYBODYS = re.compile(r"(?:ld-linux[\w-]*|lib(?:c|m|dl|rt|pthread|gcc_s|stdc\+\+|gomp|z))\.so\.\d+")
+"""What the most binaries need, and no option of a package."""
 _MB = 1_000_000
 _SITE = "/site-packages/"
 _ANOTHER = "choose another version of the package, or a newer Debian in base.debian (trixie after bookworm)"
@@ -60,35 +62,49 @@ def short(path: str) -> str:
 
 def _missing(scan: Scan) -> Iterator[Finding]:
     """Libraries that are nowhere. A file that waits for others than those of CUDA is an option of its package, unless
-    Python imports it."""
+    Python imports it, or what it waits for is what everything needs."""
     lost = [item for item in scan.unmet if not item.there]
     foreign = {item.file.path for item in lost if not CUDA.fullmatch(item.name)}
+    served = variants(scan)
     names: dict[tuple[str, str], list[Unmet]] = defaultdict(list)
     for item in lost:
         names[item.file.owner, item.name].append(item)
     groups: dict[tuple[str, Level, bool], list[Unmet]] = defaultdict(list)
     for (owner, name), items in names.items():
         is_cuda = CUDA.fullmatch(name) is not None
-        level: Level = "error" if any(_stops(item, is_cuda, foreign) for item in items) else "note"
-        groups[owner, level, is_cuda] += items
+        level: Level = "error" if any(_stops(item, is_cuda, foreign, served) for item in items) else "note"
+        is_shared = level == "error" and not is_cuda and len({o for o, n in names if n == name}) > 1
+        groups["" if is_shared else owner, level, is_cuda] += items
     for (owner, level, is_cuda), items in groups.items():
-        missing = list(dict.fromkeys(item.name for item in items))
-        remedy = _cuda_remedy(owner) if is_cuda else _debian_remedy(missing)
-        yield Finding(
-            level,
-            "missing",
-            f"{owner}: {_listed(missing, 4)} {'is' if len(missing) == 1 else 'are'} missing",
-            tuple(f"{short(item.file.path)} needs {item.name}: {item.reason}" for item in items),
-            0,
-            remedy if level == "error" else f"nothing, if this part of the package is not used; else {remedy}",
-        )
+        for group in [items] if owner else _by_name(items):
+            missing = list(dict.fromkeys(item.name for item in group))
+            owners = list(dict.fromkeys(item.file.owner for item in group))
+            who = owner or f"{len(owners)} packages ({_listed([each.partition(' ')[0] for each in owners], 4)})"
+            remedy = _cuda_remedy(owner) if is_cuda else _debian_remedy(missing)
+            yield Finding(
+                level,
+                "missing",
+                f"{who}: {_listed(missing, 4)} {'is' if len(missing) == 1 else 'are'} missing",
+                tuple(f"{short(item.file.path)} needs {item.name}: {item.reason}" for item in group),
+                0,
+                remedy if level == "error" else f"nothing, if this part of the package is not used; else {remedy}",
+            )
 
 
-def _stops(item: Unmet, is_cuda: bool, foreign: Collection[str]) -> bool:
+def _by_name(items: Iterable[Unmet]) -> Iterable[list[Unmet]]:
+    groups: dict[str, list[Unmet]] = defaultdict(list)
+    for item in items:
+        groups[item.name].append(item)
+    return groups.values()
+
+
+def _stops(item: Unmet, is_cuda: bool, foreign: Collection[str], served: Collection[tuple[str, str]]) -> bool:
     """Whether something cannot run for want of a library."""
     if known.is_optional(item.file.owner, item.file.path, item.name):
         return False
-    return (item.is_module and not is_cuda) or (is_cuda and item.file.path not in foreign)
+    if is_cuda:
+        return item.file.path not in foreign and (item.file.owner, stem(item.name)) not in served
+    return item.is_module or _EVERYBODYS.fullmatch(item.name) is not None
 
 
 def _cuda_remedy(owner: str) -> str:
@@ -102,9 +118,9 @@ def _debian_remedy(names: Sequence[str]) -> str:
 
 def _package(name: str) -> str:
     """What Debian calls the package of a library by its rule: libgl1 has libGL.so.1, libx11-6 has libX11.so.6."""
-    stem, _, version = name.partition(".so.")
-    stem = stem.lower().replace("_", "-")
-    return f"{stem}{'-' if stem[-1:].isdigit() else ''}{version.partition('.')[0]}"
+    word = stem(name).lower().replace("_", "-")
+    version = name.partition(".so.")[2].partition(".")[0]
+    return f"{word}{'-' if word[-1:].isdigit() else ''}{version}"
 
 
 def _unreachable(scan: Scan) -> Iterator[Finding]:

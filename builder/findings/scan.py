@@ -73,6 +73,18 @@ class Scan:
     by_soname: Mapping[str, tuple[File, ...]]
 
 
+def variants(scan: Scan) -> frozenset[tuple[str, str]]:
+    """Owners and libraries (`libcublas`) of which a file gets some version, or would: what another of its files lacks in
+    another version is for whoever has that one."""
+    met = {(edge.file.owner, stem(edge.name)) for edge in scan.edges}
+    return frozenset(met | {(item.file.owner, stem(item.name)) for item in scan.unmet if item.there})
+
+
+def stem(name: str) -> str:
+    """The name of a library without its version."""
+    return name.partition(".so")[0]
+
+
 def scan(root: Root, search: Search, python: str | None, executable: str = "") -> Scan:
     """Opens everything in a process of the interpreter, whose version is `3.N`, and which is `executable` or where Debian has
     it; without one, in a process of its own."""
@@ -138,7 +150,8 @@ class _Scanner:
             self._root,
             self._search,
             tuple(edge for _, edge in sorted(edges.items())),
-            tuple(item for _, item in sorted(unmet.items())),
+            # What a module gets for a library below it, that library does not lack because nobody else opens it.
+            tuple(item for key, item in sorted(unmet.items()) if item.is_module or item.after or key not in edges),
             tuple(item for _, item in sorted(too_old.items())),
             *self._opens(files),  # there, lost, guessed
             self._by_soname,
