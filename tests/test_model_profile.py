@@ -147,6 +147,7 @@ def test_an_unchanged_model_moves_no_byte(
     fourth = build(profile, elsewhere, "publish", "--format", "json", profile, reference)
     assert fourth.json["digest"] == third.json["digest"]
     assert moved(fourth) == {}
+    assert fourth.json["models"] == {"weights": model_of(profile)}
 
 
 def test_where_a_model_is_already_its_source_is_not_asked(

@@ -199,6 +199,7 @@ def _report(context: Context, lock: Lock, image: Assembled, published: Sequence[
         return
     document = {
         "digest": str(image.documents.top.digest),
+        **({"models": {model.name: model.manifest for model in lock.models}} if lock.models else {}),
         "platforms": {
             str(item.platform): [
                 {"name": layer.name, "digest": str(layer.blob.digest), "size": layer.blob.size, "packed": layer.packed}
