@@ -289,6 +289,27 @@ def put(layout: Path, document: Any) -> tuple[str, int]:
     return f"sha256:{sha256}", len(data)
 
 
+@pytest.mark.parametrize("what", ["app.txt", "model/README.md"])
+def test_a_layout_that_is_published_to_again_has_the_new_papers(
+    what: str, profile: Path, environment: dict[str, str]
+) -> None:
+    """Of an image that changed, and of a model: tags move one after the other, and none takes what belongs to another."""
+    for number in range(3):
+        (profile.parent / what).write_text(f"{number}\n")
+        done = build(profile, environment, "publish", "--lock", "-q", profile)
+        assert done.code == 0, done.err
+    out = profile.parent / "out/app"
+    attached = build(profile, environment, "inspect", "--format", "json", "oci:out/app").json["attached"]
+    kinds = [item["kind"] for item in attached if item["platform"] is None]
+    assert "lock" in kinds
+    assert len(kinds) == len(set(kinds))
+    entries = json.loads((out / "index.json").read_text())["manifests"]
+    there = {done.digest, *tags_of(out).values(), *(entry["digest"] for entry in entries)}
+    there |= {entry["digest"] for entry in json.loads(read(out, done.digest))["manifests"]}
+    subjects = [json.loads(read(out, entry["digest"])).get("subject", {}).get("digest") for entry in entries]
+    assert {subject for subject in subjects if subject} <= there
+
+
 def test_a_lock_is_stale_when_a_folder_changes(profile: Path, environment: dict[str, str]) -> None:
     root = profile.parent
 

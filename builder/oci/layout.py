@@ -175,22 +175,29 @@ class Layout:
                 other for other in others if _ref_name(other) is not None
             ]  # they come first: some look at these alone
             kept = [*named, entry, *(other for other in others if _ref_name(other) is None)]
-            return self._without_orphans(kept) if len(kept) <= len(entries) else kept
+            before = {Digest.parse(other["digest"]) for other in entries if _ref_name(other) == tag}
+            return self._without_orphans(kept, before - {descriptor.digest})
 
         self._change(change)
 
-    def _without_orphans(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The entries less those whose subject is neither tagged, nor part of a tagged index, nor listed itself."""
-        there = {Digest.parse(entry["digest"]) for entry in entries if _ref_name(entry) is not None}
-        there |= {child for digest in there for child in children(self._bytes(digest))}
-        subjects = {
-            Digest.parse(entry["digest"]): subject(self._bytes(Digest.parse(entry["digest"]))) for entry in entries
-        }
-        while True:
-            found = {digest for digest, of in subjects.items() if of is None or of in there} | there
-            if found == there:
-                return [entry for entry in entries if Digest.parse(entry["digest"]) in there]
-            there = found
+    def _without_orphans(self, entries: list[dict[str, Any]], lost: set[Digest]) -> list[dict[str, Any]]:
+        """The entries less those that refer to what has `lost` its tag, unless it is tagged otherwise, part of a tagged
+        index, or listed itself. What refers to anything else stays: its subject may get its tag in a moment."""
+        there = {Digest.parse(entry["digest"]) for entry in entries}
+        named = {Digest.parse(entry["digest"]) for entry in entries if _ref_name(entry) is not None}
+        there |= {child for digest in named for child in children(self._bytes(digest))}
+        lost = (lost | {child for digest in lost for child in children(self._bytes(digest))}) - there
+        while lost:
+            kept = [
+                entry
+                for entry in entries
+                if _ref_name(entry) is not None or subject(self._bytes(Digest.parse(entry["digest"]))) not in lost
+            ]
+            gone = {Digest.parse(entry["digest"]) for entry in entries} - {
+                Digest.parse(entry["digest"]) for entry in kept
+            }
+            entries, lost = kept, gone
+        return entries
 
     def resolve(self, reference: str | None) -> Descriptor:
         """What a tag or a digest stands for (`Listing.resolve`)."""
