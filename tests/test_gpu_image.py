@@ -332,3 +332,8 @@ def test_what_a_base_image_said_of_gpus_is_not_inherited(gpu_world: World, tmp_p
     found = Layout(tmp_path / "out")
     config = found.json(Digest.parse(image(found)[1]["config"]["digest"]))["config"]
     assert config["Labels"] == {"org.example": "kept"}
+
+
+def test_it_is_built_again_from_its_lock(gpu_world: World, published: Path) -> None:
+    done = run(["verify", "oci:out"], published, gpu_world.environment(gpu_world.root / "cache"))
+    assert (done.code, "identical" in done.out) == (0, True), done.err
