@@ -100,12 +100,12 @@ SCHEMA = {
             "additionalProperties": False,
             "properties": {
                 **dict.fromkeys(("family", "docURL", "sourceURL", "version", "revision", "vendor", "title"), _TEXT),
-                
-                    "createdAt": _TEXT | {"format": "date-time"},
-                    "name": _TEXT | {"minLength": 1},
-                    "description": _TEXT
-                ,
-                "authors": _TEXTS, "licenses": _TEXTS, "datasetsURL": _TEXTS,
+                "createdAt": _TEXT | {"format": "date-time"},
+                "name": _TEXT | {"minLength": 1},
+                "description": _TEXT,
+                "authors": _TEXTS,
+                "licenses": _TEXTS,
+                "datasetsURL": _TEXTS,
             },
         },
         "config": {

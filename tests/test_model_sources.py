@@ -154,6 +154,7 @@ def test_symlinks_inside_are_followed(means: Means) -> None:
         (lambda root: (root / "m/x").symlink_to("d"), "symlink to a folder"),
         (lambda root: (root / "m/x.json").symlink_to("nowhere"), "m/nowhere: No such file"),
         (lambda root: (root / "m/x.json").symlink_to("x.json"), "symbolic links"),
+        (lambda root: (root / "m" / "/".join(["dd"] * 400)).mkdir(parents=True), "more than 1024 bytes"),
         (lambda root: os.mkfifo(root / "m/x.json"), "neither a file"),
         (lambda root: (root / "m/caf\udce9.json").write_bytes(b""), "cannot be the path of a file"),
         (lambda root: (root / "m/W.SAFETENSORS").write_bytes(WEIGHTS), "clashes"),

@@ -36,8 +36,8 @@ BITS: Mapping[str, int] = {
 
 _METADATA = "__metadata__"
 _KEYS = {"dtype", "shape", "data_offsets"}
-_MAX_VALUES = 2_000_000
-"""More values than a hundred thousand tensors have; bounds the memory that a header can ask for."""
+_MAX_VALUES = 1_000_000
+"""Those of about a hundred thousand tensors; bounds the memory that a header can ask for."""
 _MAX_NAME = 4096
 _LARGEST = 1 << 63
 

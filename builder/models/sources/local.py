@@ -12,7 +12,7 @@ from builder.lock import LockedModel, LockedModelFile
 from builder.models import scanning
 from builder.models.sources import Collected, Means, Wanted
 from builder.models.sources.selection import ALWAYS_EXCLUDED, select
-from builder.models.values import MAX_FILES, LocalModelFile, ModelFile
+from builder.models.values import MAX_FILES, MAX_PATH, LocalModelFile, ModelFile
 from builder.oci.digest import Digest
 from builder.parallel import Stop, for_each
 from builder.progress import Progress
@@ -84,6 +84,8 @@ def _walk(top: Path, below: str, wanted: Wanted) -> Iterator[tuple[str, Path]]:
         relative = f"{below}/{entry.name}" if below else entry.name
         if relative == _PULLED and entry.is_dir(follow_symlinks=False) and os.listdir(entry.path) == [_MARKER]:
             continue
+        if len(os.fsencode(relative)) > MAX_PATH:
+            raise BuilderError(f"models: {relative[:80]}…: a path of more than {MAX_PATH} bytes", hint="exclude it")
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(top, relative, wanted)
         elif entry.is_symlink():
