@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from judges import require
 
 from builder import profile as profiles
-from builder.base import locking
+from builder.base import facts, locking
+from builder.base.files import contents
 from builder.base.tree import Node, Tree
 from builder.baseimage import LockedImage
 from builder.client import Client
@@ -27,10 +28,11 @@ from builder.layers import foreign
 from builder.lock import LockedFile, SociSettings
 from builder.oci import spec
 from builder.oci.layout import Layout
-from builder.oci.spec import Platform
+from builder.oci.spec import Descriptor, Platform
 from builder.packing import Folder, Packer
 from builder.places.blobs import BaseLayers
 from builder.places.dockerarchive import DockerArchive
+from builder.plan import base_layers
 from builder.progress import Silent
 from builder.settings import Network
 from builder.store import Store
@@ -447,6 +449,60 @@ def test_whatever_is_changed_in_documents(tmp_path: Path, data: st.DataObject) -
         image.lock("/x")
     except BuilderError:
         return
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_is_changed_in_an_archive(tmp_path: Path, data: st.DataObject) -> None:
+    image = Image(tmp_path / "image", [[file("a", b"a")], [file("b", b"b")]])
+    content = bytearray(saved(tmp_path / "a.tar", image).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "a.tar").write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        archive = DockerArchive(tmp_path / "a.tar")
+        found = archive.resolve(None)
+        for entry in json.loads(archive.manifest(found))["layers"]:
+            with archive.blob(Descriptor.parse(entry)) as stream:
+                assert sha256(stream.read()) == entry["digest"]
+    except BuilderError:
+        return
+
+
+@given(
+    st.binary(max_size=200)
+    | st.lists(
+        st.sampled_from([b"Package: a", b"Version: 1", b"Status: x installed", b"\n", b"ID=a", b'N="', b"="])
+    ).map(b"\n".join)
+)
+def test_small_files_of_any_bytes(content: bytes) -> None:
+    packages, sources = facts.dpkg(content)
+    assert all(name and version for name, version in (*packages, *sources))
+    assert all(value.isprintable() for value in facts.os_release(content).values())
+
+
+def test_files_without_end_take_no_memory_and_no_time() -> None:
+    """What a strange image could do with a line that is long, or with many files."""
+    assert facts.dpkg(b"Package: " + b" " * (8 << 20) + b"x")[0] == ()
+    stanza = b"Package: p%d\nVersion: 1\nStatus: install ok installed\n\n"
+    assert len(facts.dpkg(b"".join(stanza % number for number in range(20_000)))[0]) == 20_000
+    assert facts.dpkg(b"".join(stanza % number for number in range(20_001))) == ((), ())
+    assert facts.os_release(b'A="' + b"\\" * (1 << 20)) == {}
+
+
+def test_many_files_are_read_within_one_limit(image: Image, tmp_path: Path) -> None:
+    conf = [file(f"etc/ld.so.conf.d/{number}.conf", b"#" * 1000 + b"\n/opt/%d\n" % number) for number in range(300)]
+    last(*conf, file("etc/ld.so.conf", b"include x\n"))(image)
+    assert len(image.lock("/x").search) == 300
+    tree = Tree()
+    rows = [_row(info) for info, _ in conf]
+    tree.add(rows)
+    layers = base_layers(image.lock("/x"))
+    nodes = {path: node for path, node in tree.walk() if node.type == "reg"}
+    for node in nodes.values():
+        node.layer = 1
+    found = contents(nodes, layers, Store(tmp_path / "store"), 5000)
+    assert sum(map(len, found.values())) == 5000
 
 
 # The picture of the files, against what umoci unpacks.

@@ -20,7 +20,7 @@ _OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
 _LIBC = re.compile(rb"GNU C Library [^\n\0]{0,120}? version (2\.[0-9]{1,3})")
 _CONF = "/etc/ld.so.conf"
 _STATUS = "/var/lib/dpkg/status"
-_FIELD = re.compile(r"^(Package|Version|Source|Status): *([^\n]*?) *$", re.MULTILINE)
+_FIELD = re.compile(r"^(Package|Version|Source|Status):([^\n]*)$", re.MULTILINE)
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,127}")
 _VERSION = re.compile(r"[A-Za-z0-9.+:~-]{1,128}")
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -115,7 +115,7 @@ def dpkg(data: bytes) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str
     packages: dict[str, str] = {}
     sources: dict[str, str] = {}
     for stanza in data.decode("utf-8", "replace").split("\n\n"):
-        fields = {match[1]: match[2] for match in _FIELD.finditer(stanza)}
+        fields = {match[1]: match[2].strip() for match in _FIELD.finditer(stanza)}
         name, version = fields.get("Package", ""), fields.get("Version", "")
         state = fields.get("Status", "install ok installed").split()
         if not _PACKAGE.fullmatch(name) or not _VERSION.fullmatch(version) or state[-1:] != ["installed"]:

@@ -10,13 +10,13 @@ from builder.plan import BaseLayer
 from builder.store import Store
 
 LIMIT = 64 << 20
-"""The largest content, in bytes, that is read; what lies behind it is not looked at."""
+"""So many bytes are read at once, of one file or of several; what lies behind them is not looked at."""
 
 
 def contents(
     nodes: Mapping[str, Node], layers: Sequence[BaseLayer], store: Store, limit: int = LIMIT
 ) -> dict[str, bytes]:
-    """The first `limit` bytes of files by the keys of `nodes`, which are of a tree of these layers; all of it is in memory.
+    """Contents of files by the keys of `nodes`, which are of a tree of these layers: `limit` bytes in all, which are in memory.
 
     The layers were scanned: they can be read.
     """
@@ -25,6 +25,7 @@ def contents(
         if node.type == "reg":
             wanted.setdefault(node.layer, {}).setdefault(node.path, []).append(key)
     found: dict[str, bytes] = {}
+    left = limit
     for number, paths in wanted.items():
         with store.path(layers[number].file.digest).open("rb") as blob, TarReader(blob) as reader:
             while member := reader.next():
@@ -32,6 +33,7 @@ def contents(
                 if keys and member.entry.type == "reg":  # a member that comes twice counts as it came last
                     data = bytearray()
                     for piece in reader.content():
-                        data += piece[: limit - len(data)]
+                        data += piece[: left - len(data)]
+                    left -= len(data)
                     found |= dict.fromkeys(keys, bytes(data))
     return found
