@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import baseimages
 import cudawheels
 import pytest
 from debarchive import Item
@@ -221,3 +222,56 @@ def test_a_plan_of_what_cannot_run(small_cuda: World, tmp_path: Path) -> None:
     assert "error: needs-nothing-else 1.0: libmissing.so.1 is missing" in short.out
     assert "--findings shows them" in short.out
     assert "savings: none" in run(["plan", path, "--minimal"], tmp_path, cache).out
+
+
+@pytest.fixture(scope="module")
+def cuda_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image that brings CUDA, and names it where nvidia/cuda does."""
+    libraries = {"libcublas.so.13": blas(), "libcublasLt.so.13": Elf("libcublasLt.so.13", more=b"x" * 300_000)}
+    members = [
+        *baseimages.python("3.11.9"),
+        *(baseimages.file(f"usr/local/cuda-13.2/lib64/{name}", elf.bytes()) for name, elf in libraries.items()),
+        baseimages.link("usr/local/cuda", "cuda-13.2"),
+    ]
+    root = tmp_path_factory.mktemp("cuda-image") / "layout"
+    env = "--config.env=LD_LIBRARY_PATH=/usr/local/cuda/lib64"
+    return baseimages.layout(root, [baseimages.debian(), members], "base", env)
+
+
+def on_image(root: Path, image: Path, requirement: str, more: str = "") -> Path:
+    root.mkdir(exist_ok=True)
+    path = root / "auto.yaml"
+    path.write_text(
+        f"profile: 1\nname: auto\nbase: {{image: 'oci:{image}:base'}}\n"
+        f'python: {{version: "3.11", requirements: [{requirement}], bytecode: false}}\n{more}'
+    )
+    return path
+
+
+def test_what_a_base_image_and_the_wheels_bring_both(small_cuda: World, cuda_image: Path, tmp_path: Path) -> None:
+    """A waste, and a mixture: the image's variable comes before the paths that wheels have."""
+    environ = small_cuda.environment(small_cuda.root / "cache")
+    path = on_image(tmp_path, cuda_image, "finds-wheels")
+    assert run(["lock", path], tmp_path, environ).code == 0
+    done = run(["plan", path, "--findings", "--format", "json"], tmp_path, environ)
+    found = {item["kind"]: item for item in done.json["linux/amd64"]["findings"]}
+    assert set(found) == {"own-cuda", "shadowed"}
+    assert found["own-cuda"]["size"] > 300_000
+    assert "2 libraries of the base image are there twice" in found["own-cuda"]["what"]
+    shadowed = [item for item in done.json["linux/amd64"]["findings"] if item["kind"] == "shadowed"]
+    assert [item["what"] for item in shadowed] == [
+        f"{name}: /usr/local/cuda-13.2/lib64/{name} takes the place of nvidia/cu13/lib/{name} for 1 file"
+        for name in ("libcublas.so.13", "libcublasLt.so.13")
+    ]
+    assert "finds_wheels/_ext." in shadowed[0]["where"][0]
+
+
+@pytest.mark.parametrize(("requirement", "flavour"), [("needs-blas", "none"), ("needs-cudart", "base")])
+def test_what_a_base_image_brings_no_flavour_has_to(
+    requirement: str, flavour: str, small_cuda: World, cuda_image: Path, tmp_path: Path
+) -> None:
+    path = on_image(tmp_path, cuda_image, requirement, 'cuda: {version: "13.2", flavour: auto}\n')
+    done = run(["lock", path], tmp_path, small_cuda.environment(small_cuda.root / "cache"))
+    assert done.code == 0, done.err
+    cuda = json.loads(path.with_suffix(".lock.json").read_text())["platforms"][0]["cuda"]
+    assert cuda["flavour"] == flavour, cuda

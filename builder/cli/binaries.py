@@ -95,7 +95,8 @@ class Examined:
         total = sum(item.size for item in self.savings if item.rule)
         yield f"What could go, if the program does without it ({human_size(total)}; some of it is counted twice):"
         for item in self.savings:
-            yield f"  {human_size(item.size):>10}  {item.owner}: {textwrap.shorten(item.what, 160)}, {item.files} files"
+            count = f"{item.files} file{'s' if item.files > 1 else ''}"
+            yield f"  {human_size(item.size):>10}  {item.owner}: {textwrap.shorten(item.what, 160)}, {count}"
             yield f"              {item.rule or 'cannot be left out: it is a part of files that are needed'}"
         if any(item.owner.startswith("nvidia-") for item in self.savings):
             yield _TERMS

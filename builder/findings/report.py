@@ -195,7 +195,7 @@ def _shadowed(scan: Scan, plain: Scan) -> Iterator[Finding]:
                 f"{short(edge.file.path)} gets it by {edge.how}, and {short(own.target.path)} without"
             )
     for (name, path, instead), where in groups.items():
-        what = f"{name}: {short(path)} takes the place of {short(instead)} for {len(where)} files"
+        what = f"{name}: {short(path)} takes the place of {short(instead)} for {len(where)} file{'s' if len(where) > 1 else ''}"
         yield Finding(
             "warning", "shadowed", what, tuple(where), 0, "take what brings the other version out of the image"
         )

@@ -150,7 +150,7 @@ def _relative(path: str) -> str:
 def _put(root: Root, path: str, file: File) -> None:
     folder, name = posixpath.split(path)
     real = posixpath.join(root.real(folder), name)
-    root.links.pop(real, None)
+    _remove(root, *posixpath.split(real))
     root.files[real] = File(real, file.size, file.checksum, file.owner, file.kind, file.binary)
     _enter(root, real)
 
@@ -158,7 +158,7 @@ def _put(root: Root, path: str, file: File) -> None:
 def _link(root: Root, path: str, target: str) -> None:
     folder, name = posixpath.split(path)
     real = posixpath.join(root.real(folder), name)
-    root.files.pop(real, None)
+    _remove(root, *posixpath.split(real))  # a link hides a folder
     root.links[real] = target
     _enter(root, real)
 

@@ -170,7 +170,8 @@ class _Scanner:
                 for path in self._first(each.owner):
                     process.open(path)
             first = process.open(file.path)
-        assert isinstance(first, Loaded), f"{file.path}: {first}"
+        if isinstance(first, str):  # nothing of the image leads there
+            first = Loaded(file.path, file.path, file, file.binary, None, first)
         loaded = closure(first)
         missing = [
             (item, name, reason)
