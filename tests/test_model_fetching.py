@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from hypothesis import strategies as some
 
 from builder.client import TransientError
 from builder.errors import BuilderError
+from builder.models.chunked import Chunked, Open
 from builder.models.delta import Older
-from builder.models.fetching import Chunked, Fetcher, Open
+from builder.models.fetching import Fetcher
 from builder.models.filling import Filling
 from builder.models.values import ModelFile
 from builder.models.whole import Bringing
@@ -125,6 +127,31 @@ def test_without_faults_each_byte_is_asked_for_once(tmp_path: Path) -> None:
         Fetcher(Odd([]), Stop(), asked.append).fetch([(Open(file, filling), [0, 1, 3])])  # type: ignore[arg-type]
         assert filling.missing() == [2]
     assert sum(asked) == 200 + 700
+
+
+def test_a_slow_connection_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """The first connection stalls for good; the others do its work but for the piece that it has begun."""
+    file = chunked(list(range(100, 1000, 100)), indexed=True)
+    goes_on = threading.Event()
+
+    class Slow(Odd):
+        def ranges(self, descriptor: Descriptor, start: int, end: int, stop: Stop | None = None) -> Iterator[bytes]:
+            if not start:
+                yield DATA[:250]
+                goes_on.wait(30)
+                yield DATA[250:end]
+            else:
+                yield DATA[start:end]
+
+    def landed(start: int, end: int) -> None:
+        if filling.missing([0, 1, 2, 3, 4, 5, 6, 9]) == [2]:
+            goes_on.set()
+
+    with Filling(tmp_path / "file", file.cuts) as filling:
+        # the last chunk is a task of its own, so that there is a second thread
+        Fetcher(Slow([]), Stop()).fetch([(Open(file, filling, False, landed), [0, 1, 2, 3, 4, 5, 6, 9])])  # type: ignore[arg-type]
+        assert filling.missing() == [7, 8]
+    assert goes_on.is_set()
 
 
 def test_a_failure_ends_the_others(tmp_path: Path) -> None:

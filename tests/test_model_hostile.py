@@ -28,8 +28,8 @@ from builder.errors import StoreError
 from builder.models import placing
 from builder.models.artifact import encode
 from builder.models.cache import Remembering
+from builder.models.chunked import WrongModelError
 from builder.models.describe import Description
-from builder.models.fetching import WrongModelError
 from builder.models.filling import Filling, journal_of
 from builder.models.lazy import Model
 from builder.models.placing import FolderError, How

@@ -25,7 +25,7 @@ from test_model_pull import found, published, push
 
 from builder.errors import UsageError
 from builder.models.cache import Remembering
-from builder.models.fetching import WrongModelError
+from builder.models.chunked import WrongModelError
 from builder.models.lazy import Model
 from builder.models.pull import Published, Pulling
 from builder.models.slices import Index, spans

@@ -19,7 +19,7 @@ from registryworld import repository
 from builder.errors import BuilderError, OfflineError, UsageError
 from builder.models import placing
 from builder.models.cache import Remembering
-from builder.models.fetching import WrongModelError
+from builder.models.chunked import WrongModelError
 from builder.models.placing import FolderError, How
 from builder.models.publish import publish
 from builder.models.pull import Published, Pulled, Pulling

@@ -4,85 +4,28 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
-from builder.errors import BuilderError
-from builder.models.cuts import cuts
-from builder.models.filling import Filling
-from builder.models.values import CHUNK_SIZE, FileIndex, ModelFile
+from builder.models.chunked import Chunked, Open, WrongModelError
+from builder.models.requests import CONNECTIONS, Piece, Run, runs, shared
+from builder.models.values import CHUNK_SIZE
 from builder.oci.content import Source
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop, for_each
 
-CONNECTIONS = 12
-"""How many requests are on their way at once: at 50 MB/s for each connection, that is 600 MB/s."""
-
 PART = 16 << 20
 """The most bytes of one request."""
 
-_LEAST = 1 << 20
 _MEMORY = CONNECTIONS * CHUNK_SIZE
 _TRIES = 3
+_SLOW = 1.5
+"""Seconds after which a request has taken too long if others have nothing to do; `PART` at 11 MB/s."""
+
+_POLL = 0.05
 _BLOCK = 1 << 20
-
-
-class WrongModelError(BuilderError):
-    """The bytes that a place gives are not those of the model: asking again does not help."""
-
-    exit_code = 3
-    hint = "the registry, or what stands before it, is damaged, or the model was published wrongly: publish it again"
-
-
-@dataclass(frozen=True)
-class Chunked:
-    """A file of a published model, its blob, and how it is cut; `hashes` (64 digits) are known where the model has an index."""
-
-    file: ModelFile
-    blob: Descriptor
-    cuts: tuple[int, ...]
-    hashes: tuple[str, ...] | None
-
-    @classmethod
-    def of(cls, file: ModelFile, blob: Descriptor, index: FileIndex | None) -> Chunked:
-        if index is None:
-            return cls(file, blob, cuts(file.size, CHUNK_SIZE, None), None)
-        return cls(file, blob, cuts(file.size, index.chunk_size, index.header), index.chunks)
-
-    @property
-    def parts_key(self) -> Digest:
-        """What chunks that were checked are kept under: they are as good as the hashes that they were checked against."""
-        return Digest.of("\n".join(("parts", self.file.sha256, *map(str, self.cuts), *(self.hashes or ()))).encode())
-
-    @property
-    def whole_key(self) -> Digest:
-        """What the file is kept under while all of it comes; it is checked at its end."""
-        return Digest.of("\n".join(("whole", self.file.sha256, *map(str, self.cuts))).encode())
-
-    @property
-    def largest(self) -> int:
-        """The bytes of the largest chunk."""
-        return max((end - start for start, end in pairwise(self.cuts)), default=0)
-
-    def length(self, chunk: int) -> int:
-        """The bytes of a chunk."""
-        return self.cuts[chunk + 1] - self.cuts[chunk]
-
-
-@dataclass
-class Open:
-    """A file that is being filled; `landed` is told of each chunk that is there, `finished` is called after one that made the file
-    complete, perhaps more than once. Chunks are checked before they are written, unless `check` says otherwise."""
-
-    chunked: Chunked
-    filling: Filling
-    check: bool = True
-    landed: Callable[[int, int], None] = lambda start, end: None
-    finished: Callable[[], None] = lambda: None
-    whole: threading.Lock = field(default_factory=threading.Lock)
 
 
 @runtime_checkable
@@ -105,12 +48,12 @@ class Fetcher:
 
         Raises `WrongModelError` where what comes is not what the index says, and what the source raises.
         """
-        tasks: list[_Run | _Piece] = []
+        tasks: list[Run | Piece] = []
         size = sum(opened.chunked.length(chunk) for opened, chunks in wanted for chunk in chunks)
         most = min(PART, max(CHUNK_SIZE, size // CONNECTIONS))
         for opened, chunks in wanted:
             if chunks:
-                tasks += _runs(opened, chunks, most) if isinstance(self._source, Ranged) else [_Run(opened, 0, 0)]
+                tasks += runs(opened, chunks, most) if isinstance(self._source, Ranged) else [Run(opened, 0, 0)]
         if not tasks:
             return
         if (
@@ -118,41 +61,89 @@ class Fetcher:
             and len(tasks) <= CONNECTIONS // 2
             and all(each.check for each, _ in wanted)
         ):
-            tasks = list(_shared(tasks))
+            tasks = list(shared(tasks))
         largest = max(1, *(opened.chunked.largest for opened, _ in wanted if opened.check), 1)
         threads = max(1, min(CONNECTIONS, len(tasks), _MEMORY // largest))
         stop = Stop(self._stop)
-        failures = for_each(_Worker(self._source, stop, self._advance).do, tasks, threads, stop)
+        failures = for_each(_Worker(self._source, stop, self._advance, len(tasks)).do, tasks, threads, stop)
         self._stop.check()
         if failures:
             raise failures[0]
 
 
 class _Worker:
-    """Does the tasks of one call, until one of them fails; shared by its threads."""
+    """Does the tasks of one call, until one of them fails; shared by its threads.
 
-    def __init__(self, source: Source, stop: Stop, advance: Callable[[int], None]) -> None:
+    A thread for which there is no task left takes over half of what a slow one has still to fetch, so that no bad connection
+    keeps all waiting.
+    """
+
+    def __init__(self, source: Source, stop: Stop, advance: Callable[[int], None], tasks: int) -> None:
         self._source = source
         self._stop = stop
         self._advance = advance
         self._spare: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        self._guard = threading.Lock()
+        self._waiting = tasks
+        self._running: list[Run] = []
 
-    def do(self, task: _Run | _Piece) -> None:
-        """One request, or several where what came is wrong."""
+    def do(self, task: Run | Piece) -> None:
+        """One request, or several where what came is wrong; then, at the end, parts of those of others."""
+        with self._guard:
+            self._waiting -= 1
+        self._try(task)
+        while self._some_are_left():
+            if half := self._half():
+                self._try(half)
+            else:
+                self._stop.sleep(_POLL)
+
+    def _try(self, task: Run | Piece) -> None:
         from builder.registry import NoRangesError
 
         if not isinstance(self._source, Ranged):
             self._stream(task.opened)
             return
         try:
-            if isinstance(task, _Piece):
+            if isinstance(task, Piece):
                 self._piece(task)
             else:
-                self._run(task)
+                with self._guard:
+                    task.begun = time.monotonic()
+                    self._running.append(task)
+                try:
+                    self._run(task)
+                finally:
+                    with self._guard:
+                        self._running.remove(task)
         except NoRangesError:
             self._stream(task.opened)
 
-    def _run(self, run: _Run) -> None:
+    def _some_are_left(self) -> bool:
+        """Whether no task waits, and another thread has more to fetch than what comes just now."""
+        with self._guard:
+            return not self._waiting and not self._stop.is_set() and any(run.last > run.at for run in self._running)
+
+    def _half(self) -> Run | None:
+        """What a slow thread needs not fetch any more."""
+        slow = time.monotonic() - _SLOW
+        with self._guard:
+            runs = [run for run in self._running if run.begun < slow and run.last > run.at]
+            if not runs:
+                return None
+            run = max(runs, key=lambda run: run.last - run.at)
+            middle = (run.at + run.last) // 2 + 1
+            half = Run(run.opened, middle, run.last)
+            run.last = middle - 1
+            return half
+
+    def _next(self, run: Run) -> bool:
+        """A chunk of a run is done; whether there is another one to be fetched."""
+        with self._guard:
+            run.at += 1
+            return run.at <= run.last
+
+    def _run(self, run: Run) -> None:
         """Chunks that lie side by side, in one request; a wrong one is asked for again, alone."""
         opened = run.opened
         if not opened.check:
@@ -162,53 +153,52 @@ class _Worker:
             buffer = self._spare.get_nowait()
         except queue.Empty:
             buffer = bytearray()
-        cut = opened.chunked.cuts
-        blocks = self._read(opened.chunked, cut[run.first], cut[run.last + 1])
-        wrong = self._take(opened, run.first, run.last + 1, blocks, buffer)
-        for chunk in wrong:
+        for chunk in self._take(run, buffer):
             for attempt in range(1, _TRIES):
-                blocks = self._read(opened.chunked, *opened.filling.span(chunk))
-                if not self._take(opened, chunk, chunk + 1, blocks, buffer):
+                if not self._take(Run(opened, chunk, chunk), buffer):
                     break
                 if attempt == _TRIES - 1:
                     raise _wrong(opened.chunked, chunk)
         self._spare.put(buffer)
 
-    def _run_unchecked(self, run: _Run) -> None:
+    def _run_unchecked(self, run: Run) -> None:
         """The same, each block written as it comes."""
-        opened, filling, chunk = run.opened, run.opened.filling, run.first
-        offset, end = filling.cuts[chunk], filling.cuts[run.last + 1]
-        for block in self._read(opened.chunked, offset, end):
+        filling = run.opened.filling
+        offset = filling.cuts[run.at]
+        for block in self._read(run.opened.chunked, offset, filling.cuts[run.last + 1]):
             filling.write(offset, block)
             offset += len(block)
-            while chunk <= run.last and offset >= filling.cuts[chunk + 1]:
-                filling.mark(chunk)
-                self._landed(opened, chunk)
-                chunk += 1
+            while offset >= filling.cuts[run.at + 1]:
+                filling.mark(run.at)
+                self._landed(run.opened, run.at)
+                if not self._next(run):
+                    return
 
-    def _take(self, opened: Open, first: int, end: int, blocks: Iterator[bytes], buffer: bytearray) -> list[int]:
-        """Cuts blocks into chunks; returns those of which other bytes came."""
-        chunked = opened.chunked
+    def _take(self, run: Run, buffer: bytearray) -> list[int]:
+        """Cuts what comes into chunks; returns those of which other bytes came."""
+        chunked = run.opened.chunked
         if len(buffer) < chunked.largest:
             buffer.extend(bytes(chunked.largest - len(buffer)))
         wrong = []
-        chunk, filled = first, 0
+        filled = 0
         with memoryview(buffer) as room:
-            for block in blocks:
+            for block in self._read(chunked, chunked.cuts[run.at], chunked.cuts[run.last + 1]):
                 left = memoryview(block)
-                while left and chunk < end:
-                    length = chunked.length(chunk)
+                while left:
+                    length = chunked.length(run.at)
                     count = min(length - filled, len(left))
                     room[filled : filled + count] = left[:count]
                     left = left[count:]
                     filled += count
                     if filled == length:
-                        if not self._finish(opened, chunk, room[:length]):
-                            wrong.append(chunk)
-                        chunk, filled = chunk + 1, 0
+                        if not self._finish(run.opened, run.at, room[:length]):
+                            wrong.append(run.at)
+                        filled = 0
+                        if not self._next(run):
+                            return wrong
         return wrong
 
-    def _piece(self, piece: _Piece) -> None:
+    def _piece(self, piece: Piece) -> None:
         """A part of a chunk; who brings the last one checks the chunk."""
         opened, chunk, room = piece.opened, piece.chunk, piece.shared
         reached = piece.start
@@ -221,7 +211,7 @@ class _Worker:
             room.left -= 1
             last = not room.left
         if last and not self._finish(opened, chunk, view):
-            self._run(_Run(opened, chunk, chunk))
+            self._run(Run(opened, chunk, chunk))
 
     def _finish(self, opened: Open, chunk: int, data: memoryview) -> bool:
         """Whether these are the bytes of the chunk; then they are there now."""
@@ -281,69 +271,6 @@ class _Worker:
                     self._advance(filled)
                     if chunk in missing and not self._finish(opened, chunk, room):
                         raise _wrong(chunked, chunk)
-
-
-@dataclass
-class _Run:
-    """The chunks `first` to `last` of a file, in one request."""
-
-    opened: Open
-    first: int
-    last: int
-
-
-@dataclass
-class _Room:
-    """Where the pieces of a chunk meet; `left` of them are still to come."""
-
-    buffer: bytearray
-    left: int
-    guard: threading.Lock = field(default_factory=threading.Lock)
-
-
-@dataclass
-class _Piece:
-    """A part of a chunk, in one request."""
-
-    opened: Open
-    chunk: int
-    start: int
-    end: int
-    shared: _Room
-
-
-def _runs(opened: Open, chunks: Sequence[int], most: int) -> Iterator[_Run]:
-    """Chunks that lie side by side together, up to so many bytes."""
-    run: _Run | None = None
-    cut = opened.chunked.cuts
-    for chunk in chunks:
-        if run is not None and chunk == run.last + 1 and cut[chunk + 1] - cut[run.first] <= most:
-            run.last = chunk
-            continue
-        if run is not None:
-            yield run
-        run = _Run(opened, chunk, chunk)
-    if run is not None:
-        yield run
-
-
-def _shared(runs: Sequence[_Run | _Piece]) -> Iterator[_Run | _Piece]:
-    """Few runs in as many requests as there are connections: first chunks, then parts of chunks."""
-    chunks = [(run.opened, chunk) for run in runs if isinstance(run, _Run) for chunk in range(run.first, run.last + 1)]
-    if len(chunks) > CONNECTIONS:
-        yield from runs if len(runs) >= CONNECTIONS // 2 else (_Run(opened, chunk, chunk) for opened, chunk in chunks)
-        return
-    pieces = max(CONNECTIONS // len(chunks), 1)
-    for opened, chunk in chunks:
-        start, end = opened.filling.span(chunk)
-        count = max(1, min(pieces, (end - start) // _LEAST))
-        if count == 1:
-            yield _Run(opened, chunk, chunk)
-            continue
-        room = _Room(bytearray(end - start), count)
-        bounds = [start + (end - start) * number // count for number in range(count + 1)]
-        for begin, until in pairwise(bounds):
-            yield _Piece(opened, chunk, begin, until, room)
 
 
 def _wrong(chunked: Chunked, chunk: int) -> WrongModelError:

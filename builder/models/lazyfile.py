@@ -8,7 +8,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from builder.models.fetching import Chunked, Fetcher, Open
+from builder.models.chunked import Chunked, Open
+from builder.models.fetching import Fetcher
 from builder.models.filling import Filling
 from builder.oci.digest import Digest
 from builder.parallel import Stop

@@ -11,7 +11,8 @@ from pathlib import Path
 from builder.errors import BuilderError, UsageError
 from builder.models import artifact as artifacts
 from builder.models import cache, placing
-from builder.models.fetching import Chunked, Fetcher, WrongModelError
+from builder.models.chunked import Chunked, WrongModelError
+from builder.models.fetching import Fetcher
 from builder.models.patterns import matches
 from builder.models.placing import How
 from builder.models.values import ModelArtifact, ModelFile, ModelIndex

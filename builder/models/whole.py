@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from builder.errors import StoreError
+from builder.models.chunked import Chunked, Open, WrongModelError
 from builder.models.delta import Older, Place
-from builder.models.fetching import Chunked, Fetcher, Open, WrongModelError
+from builder.models.fetching import Fetcher
 from builder.models.filling import Filling, journal_of
 from builder.oci.digest import Digest
 from builder.parallel import Stop, for_each

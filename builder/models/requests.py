@@ -1,0 +1,80 @@
+"""Which requests bring the chunks that are wanted: few large ones where much is wanted, many small ones where little is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from builder.models.chunked import Open
+
+CONNECTIONS = 12
+"""How many requests are on their way at once: at 50 MB/s for each connection, that is 600 MB/s."""
+
+_LEAST = 1 << 20
+
+
+@dataclass(eq=False)
+class Run:
+    """The chunks `at` to `last` of a file, in one request; `at` is the one that comes just now."""
+
+    opened: Open
+    at: int
+    last: int
+    begun: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Room:
+    """Where the pieces of a chunk meet; `left` of them are still to come."""
+
+    buffer: bytearray
+    left: int
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
+class Piece:
+    """A part of a chunk, in one request."""
+
+    opened: Open
+    chunk: int
+    start: int
+    end: int
+    shared: Room
+
+
+def runs(opened: Open, chunks: Sequence[int], most: int) -> Iterator[Run]:
+    """Chunks that lie side by side together, up to so many bytes."""
+    run: Run | None = None
+    cut = opened.chunked.cuts
+    for chunk in chunks:
+        if run is not None and chunk == run.last + 1 and cut[chunk + 1] - cut[run.at] <= most:
+            run.last = chunk
+            continue
+        if run is not None:
+            yield run
+        run = Run(opened, chunk, chunk)
+    if run is not None:
+        yield run
+
+
+def shared(runs: Sequence[Run | Piece]) -> Iterator[Run | Piece]:
+    """Few runs in as many requests as there are connections: first chunks, then parts of chunks."""
+    chunks = [(run.opened, chunk) for run in runs if isinstance(run, Run) for chunk in range(run.at, run.last + 1)]
+    if len(chunks) > CONNECTIONS:
+        yield from runs if len(runs) >= CONNECTIONS // 2 else (Run(opened, chunk, chunk) for opened, chunk in chunks)
+        return
+    pieces = max(CONNECTIONS // len(chunks), 1)
+    for opened, chunk in chunks:
+        start, end = opened.filling.span(chunk)
+        count = max(1, min(pieces, (end - start) // _LEAST))
+        if count == 1:
+            yield Run(opened, chunk, chunk)
+            continue
+        room = Room(bytearray(end - start), count)
+        bounds = [start + (end - start) * number // count for number in range(count + 1)]
+        for begin, until in pairwise(bounds):
+            yield Piece(opened, chunk, begin, until, room)
