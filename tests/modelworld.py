@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from world import Done
+
+from builder.cli import main
 from builder.models.artifact import EncodedModel, encode
 from builder.models.describe import Description
 from builder.models.scanning import model_index, scan
@@ -53,6 +59,22 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> tuple[LocalModelFil
         found.append(LocalModelFile(scan(location, path).file, location))
         assert found[-1].file.sha256 == hashlib.sha256(data).hexdigest()
     return tuple(found)
+
+
+def inside(arguments: Sequence[object], cwd: Path, environment: Mapping[str, str]) -> Done:
+    """What `world.run` does, in this process, which takes a tenth of the time."""
+    out, err, before, place = io.StringIO(), io.StringIO(), dict(os.environ), Path.cwd()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main.run([str(word) for word in arguments])
+    finally:
+        os.chdir(place)
+        os.environ.clear()
+        os.environ.update(before)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def small_model(

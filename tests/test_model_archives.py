@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from registryworld import as_stream, repository
-from world import Done, run
+from world import Done
 
 from builder.models.artifact import open_artifact
 from builder.models.modelpack import is_archive
@@ -73,7 +73,7 @@ def pushed(address: str, path: str, *layers: tuple[str, str, bytes]) -> str:
 
 def published(tmp_path: Path, reference: str) -> Done:
     arguments = ["model", "publish", f"oci://{reference}", "oci:out:v1", "--name", "x"]
-    return run(arguments, tmp_path, {"HOME": str(tmp_path)})
+    return modelworld.inside(arguments, tmp_path, {"HOME": str(tmp_path)})
 
 
 def files_of(tmp_path: Path) -> dict[str, str]:
@@ -92,7 +92,7 @@ def test_each_kind_of_archive(registry: str, tmp_path: Path) -> None:
         ("application/vnd.cncf.model.weight.config.v1.raw", paths[2], FILES[paths[2]]),
     )
     home = {"HOME": str(tmp_path)}
-    refused = run(["model", "pull", reference, "folder"], tmp_path, home)
+    refused = modelworld.inside(["model", "pull", reference, "folder"], tmp_path, home)
     assert refused.code != 0
     assert "is an archive" in refused.err
     assert "`build model publish oci://REF DESTINATION`" in refused.err
@@ -101,7 +101,7 @@ def test_each_kind_of_archive(registry: str, tmp_path: Path) -> None:
     assert files_of(tmp_path) == {path: Digest.of(data).hex for path, data in FILES.items()}
     again = published(tmp_path, reference)
     assert again.out == done.out
-    assert run(["model", "pull", "oci:out:v1", "folder"], tmp_path, home).code == 0
+    assert modelworld.inside(["model", "pull", "oci:out:v1", "folder"], tmp_path, home).code == 0
     assert {path: (tmp_path / "folder" / path).read_bytes() for path in FILES} == FILES
 
 

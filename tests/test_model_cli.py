@@ -10,7 +10,6 @@ import judges
 import modelworld
 import pytest
 from registryworld import image, push, repository
-from world import run
 
 from builder.models.artifact import EncodedModel
 from builder.models.compare import ModelSide, compare
@@ -54,20 +53,20 @@ def place(models: tuple[EncodedModel, EncodedModel], tmp_path_factory: pytest.Te
 
 
 def test_list(place: str, models: tuple[EncodedModel, EncodedModel], tmp_path: Path) -> None:
-    done = run(["model", "list", place], tmp_path, {"HOME": str(tmp_path)})
+    done = modelworld.inside(["model", "list", place], tmp_path, {"HOME": str(tmp_path)})
     lines = [line.split() for line in done.out.splitlines()]
     assert [line[0] for line in lines] == ["TAG", "v1", "v2"]
     assert lines[1] == ["v1", models[0].manifest.digest.short, "6.3", "MB", "6", "safetensors", "1.57m", "float32"]
-    listed = run(["model", "list", "--format", "json", place], tmp_path, {"HOME": str(tmp_path)}).json
+    listed = modelworld.inside(["model", "list", "--format", "json", place], tmp_path, {"HOME": str(tmp_path)}).json
     assert [item["digest"] for item in listed] == [str(model.manifest.digest) for model in models]
     assert listed[0]["indexed"] is True
     (tmp_path / "empty").mkdir()
-    nothing = run(["model", "list", "oci:empty"], tmp_path, {"HOME": str(tmp_path)})
+    nothing = modelworld.inside(["model", "list", "oci:empty"], tmp_path, {"HOME": str(tmp_path)})
     assert (nothing.code, nothing.out, nothing.err) == (0, "", "oci:empty: no models among 0 tags\n")
 
 
 def test_inspect(place: str, models: tuple[EncodedModel, EncodedModel], tmp_path: Path) -> None:
-    done = run(["model", "inspect", "--tensors", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)})
+    done = modelworld.inside(["model", "inspect", "--tensors", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)})
     assert done.out.startswith(f"{place}:v1  {models[0].manifest.digest}\n")
     for words in (
         ["model-00001-of-00002.safetensors", "6.3", "MB", models[0].layers[2][0].digest.short, "weight", "3", "1"],
@@ -77,7 +76,9 @@ def test_inspect(place: str, models: tuple[EncodedModel, EncodedModel], tmp_path
         ["format:", "pt"],
     ):
         assert words in [line.split() for line in done.out.splitlines()]
-    found = run(["model", "inspect", "--format", "json", "--tensors", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)})
+    found = modelworld.inside(
+        ["model", "inspect", "--format", "json", "--tensors", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)}
+    )
     document = found.json
     assert document["files"][3]["tensors"][1] == {
         "name": "bias",
@@ -88,26 +89,30 @@ def test_inspect(place: str, models: tuple[EncodedModel, EncodedModel], tmp_path
     }
     assert document["files"][2]["parameters"] == 1536 * 1024
     assert document["config"] == json.loads(models[0].config[1])
-    plain = run(["model", "inspect", "--format", "json", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)}).json
+    plain = modelworld.inside(
+        ["model", "inspect", "--format", "json", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)}
+    ).json
     assert "tensors" not in plain["files"][3]
 
 
 @pytest.mark.parametrize("verb", ["inspect", "diff"])
 def test_an_image_is_no_model(verb: str, place: str, tmp_path: Path) -> None:
     names = [f"{place}:an-image"] * (2 if verb == "diff" else 1)
-    done = run(["model", verb, *names], tmp_path, {"HOME": str(tmp_path)})
+    done = modelworld.inside(["model", verb, *names], tmp_path, {"HOME": str(tmp_path)})
     assert (done.code, done.out) == (1, "")
     assert "has no files: none of its layers has a name\nhint: name a model" in done.err
 
 
 def test_a_model_is_no_image(place: str, tmp_path: Path) -> None:
-    done = run(["inspect", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)})
+    done = modelworld.inside(["inspect", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)})
     assert (done.code, done.out) == (1, "")
     assert "is a model, and no image\nhint: look into it with `build model inspect`" in done.err
 
 
 def test_diff(place: str, tmp_path: Path) -> None:
-    done = run(["model", "diff", "--exit-code", f"{place}:v1", f"{place}:v2"], tmp_path, {"HOME": str(tmp_path)})
+    done = modelworld.inside(
+        ["model", "diff", "--exit-code", f"{place}:v1", f"{place}:v2"], tmp_path, {"HOME": str(tmp_path)}
+    )
     assert done.code == 3
     assert done.out.splitlines() == [
         "- config.json  23 B",
@@ -124,9 +129,11 @@ def test_diff(place: str, tmp_path: Path) -> None:
         '  $["org.opencontainers.image.version"]: "1" → "2"',
         "2.1 MB of 6.3 MB are new to whoever has the first",
     ]
-    same = run(["model", "diff", "--exit-code", f"{place}:v1", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)})
+    same = modelworld.inside(
+        ["model", "diff", "--exit-code", f"{place}:v1", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)}
+    )
     assert (same.code, same.out) == (0, "no difference\n")
-    document = run(
+    document = modelworld.inside(
         ["model", "diff", "--format", "json", f"{place}:v1", f"{place}:v2"], tmp_path, {"HOME": str(tmp_path)}
     ).json
     assert document["missing"] == 6 * 2**20 - 4 * 2**20 + 233
@@ -147,7 +154,9 @@ def test_what_the_documents_do_not_tell_is_read(place: str, tmp_path: Path) -> N
         model = modelworld.small_model(tmp_path / tag, {"m.safetensors": modelworld.safetensors(tensors)})
         publish(model, [Sink("layout", Layout(tmp_path / "layout"), (tag,))], Silent())
     for options, told in ((), {"w", "same[0]", "other"}), (("--read",), {"w", "other"}):
-        done = run(["model", "diff", *options, "oci:layout:a", "oci:layout:b"], tmp_path, {"HOME": str(tmp_path)})
+        done = modelworld.inside(
+            ["model", "diff", *options, "oci:layout:a", "oci:layout:b"], tmp_path, {"HOME": str(tmp_path)}
+        )
         lines = [line.split() for line in done.out.splitlines() if line.startswith("    ~")]
         assert {line[1] for line in lines} == told
         assert {line[2] for line in lines} == {"bytes" if options else "perhaps:"}
@@ -172,7 +181,7 @@ def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
     files = {"m.safetensors": modelworld.safetensors({"\x1b[2J": ("I8", (1,), b"1")}, {"a": "\x1b[31m"})}
     model = modelworld.small_model(tmp_path / "files", files, Description(name="x\x1b[1m"))
     publish(model, [Sink("layout", Layout(tmp_path / "layout"), ("v1",))], Silent())
-    done = run(["model", "inspect", "--tensors", "oci:layout"], tmp_path, {"HOME": str(tmp_path)})
+    done = modelworld.inside(["model", "inspect", "--tensors", "oci:layout"], tmp_path, {"HOME": str(tmp_path)})
     assert done.code == 0
     assert "\x1b" not in done.out
     assert "\\x1b[2J" in done.out
@@ -186,5 +195,5 @@ def test_what_cannot_be_a_tag_is_passed_over(tmp_path: Path) -> None:
     for tag in ("\x1b[2J", "../../v2/x", ""):
         index["manifests"].append({**index["manifests"][0], "annotations": {"org.opencontainers.image.ref.name": tag}})
     path.write_text(json.dumps(index))
-    done = run(["model", "list", "oci:layout", "--format", "json"], tmp_path, {"HOME": str(tmp_path)})
+    done = modelworld.inside(["model", "list", "oci:layout", "--format", "json"], tmp_path, {"HOME": str(tmp_path)})
     assert [item["tag"] for item in done.json] == ["v1"]

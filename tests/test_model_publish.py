@@ -37,7 +37,7 @@ def bert(tmp_path: Path) -> Path:
 
 
 def published(tmp_path: Path, *arguments: object) -> Done:
-    return run(["model", "publish", *arguments], tmp_path, {"HOME": str(tmp_path)})
+    return modelworld.inside(["model", "publish", *arguments], tmp_path, {"HOME": str(tmp_path)})
 
 
 def told(done: Done) -> list[dict[str, Any]]:
@@ -73,7 +73,9 @@ def test_several_places_have_one_digest(registry: str, bert: Path, tmp_path: Pat
     done = published(tmp_path, bert, *places, "--quiet")
     assert (done.code, done.err) == (0, "")
     digests = {
-        run(["model", "inspect", "--format", "json", place], tmp_path, {"HOME": str(tmp_path)}).json["digest"]
+        modelworld.inside(["model", "inspect", "--format", "json", place], tmp_path, {"HOME": str(tmp_path)}).json[
+            "digest"
+        ]
         for place in places
     }
     assert digests == {done.out.strip()}
@@ -220,9 +222,12 @@ def test_a_copy_is_the_same_model(registry: str, bert: Path, tmp_path: Path) -> 
     name = f"{registry}/copied/bert:v1"
     first = published(tmp_path, bert, name)
     home = {"HOME": str(tmp_path)}
-    assert run(["copy", name, "oci-archive:bert.tar:v1"], tmp_path, home).out == first.out
-    assert run(["copy", "oci-archive:bert.tar:v1", f"{registry}/copied/again"], tmp_path, home).out == first.out
-    listed = run(["model", "list", f"{registry}/copied/again", "--format", "json"], tmp_path, home).json
+    assert modelworld.inside(["copy", name, "oci-archive:bert.tar:v1"], tmp_path, home).out == first.out
+    assert (
+        modelworld.inside(["copy", "oci-archive:bert.tar:v1", f"{registry}/copied/again"], tmp_path, home).out
+        == first.out
+    )
+    listed = modelworld.inside(["model", "list", f"{registry}/copied/again", "--format", "json"], tmp_path, home).json
     assert [(item["tag"], item["digest"]) for item in listed] == [("v1", first.out.strip())]
 
 

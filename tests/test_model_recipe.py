@@ -52,7 +52,7 @@ class Project:
         return {"HOME": str(self.root)}
 
     def recipe(self, kind: str, *arguments: str) -> Done:
-        return run(["model", "recipe", "p.yaml", "--kind", kind, *arguments], self.root, self.environment)
+        return modelworld.inside(["model", "recipe", "p.yaml", "--kind", kind, *arguments], self.root, self.environment)
 
     def document(self, kind: str, *arguments: str) -> Any:
         done = self.recipe(kind, "--image", self.image, *arguments)
@@ -220,7 +220,9 @@ def test_the_service_reads_its_models_itself(project: Project, tmp_path: Path) -
 
 def test_without_a_lock_tags_are_named(project: Project, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(PROFILE)
-    done = run(["model", "recipe", "p.yaml", "--kind", "init", "--image", "h.example/a:v1"], tmp_path, {"HOME": "/"})
+    done = modelworld.inside(
+        ["model", "recipe", "p.yaml", "--kind", "init", "--image", "h.example/a:v1"], tmp_path, {"HOME": "/"}
+    )
     assert "there is no lock, so that models are named by tags that may move" in done.err
     assert "h.example/a:model-bert" in done.out
     assert "@sha256" not in done.out
@@ -254,7 +256,7 @@ def test_what_is_missing_is_said(change: tuple[str, str], arguments: list[str], 
         text = text.replace('  cmd: [--port, "8080"]\n', "")
         message = "no entrypoint that could follow"
     (tmp_path / "p.yaml").write_text(text)
-    done = run(["model", "recipe", "p.yaml", *arguments], tmp_path, {"HOME": str(tmp_path)})
+    done = modelworld.inside(["model", "recipe", "p.yaml", *arguments], tmp_path, {"HOME": str(tmp_path)})
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert "hint: " in done.err
