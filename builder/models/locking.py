@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder.errors import FetchError, OfflineError, StaleLockError
 from builder.lock import LockedFile, LockedModel, LockedModelFile
@@ -20,8 +21,11 @@ from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.profile import Model
 from builder.profile.models import scheme_of
-from builder.progress import Progress
+from builder.progress import Progress, human_size
 from builder.store import Store, hash_of
+
+if TYPE_CHECKING:
+    from builder.models.convert.report import Conversion
 
 FORMAT = 1
 """The number of the rules by which files become an artifact. A change of any byte of it raises it."""
@@ -220,18 +224,30 @@ def _convert(
     key = Digest.of(spec.encode(document)).hex
     if record := store.record(_CONVERSION, key):
         return tuple(LockedModelFile(*row) for row in record["files"])
-    from builder.models.convert.converting import convert
+    from builder.models.convert.converting import WEIGHTS, conversion
 
+    total = sum(file.file.size for file in files if file.file.path.endswith(WEIGHTS))
     rows = []
     with store.workspace() as folder:
-        for item in convert(files, precision, folder, overflow=overflow or "error"):  # type: ignore[arg-type] # as the profile's forms say
+        with means.progress.task(f"convert to {precision}", total) as task:
+            done = conversion(files, precision, folder, overflow=overflow or "error", advance=task.advance)  # type: ignore[arg-type] # as the profile's forms say
+        for item in done.files:
             rows.append(_locked(item))
             _keep(item, folder, store)
+    means.progress.note(_told(done))
     converted = tuple(sorted(rows))
     objects = [f"sha256:{file.sha256}" for file in converted]
     listed = [[file.path, file.sha256, file.size] for file in converted]
     store.put_record(_CONVERSION, key, {"files": listed, "objects": objects})
     return converted
+
+
+def _told(done: Conversion) -> str:
+    """What a conversion did, in a line; `build model convert` tells of each tensor."""
+    errors = done.errors
+    noise = f"SQNR {errors.sqnr:.1f} dB, largest error {errors.largest:.3g}" if errors.noise else "nothing was lost"
+    clamped = f", {errors.clamped} numbers clamped" if errors.clamped else ""
+    return f"{done.precision}: {human_size(done.source_size)} are {human_size(done.size)} now; {noise}{clamped}"
 
 
 def _keep(item: LocalModelFile, folder: Path, store: Store) -> None:
