@@ -27,7 +27,7 @@ from builder.oci import spec
 
 VERSION = 1
 MAX_BYTES = 64 << 20
-"""The largest index that is written or read, in bytes; a terabyte of weights has one of 17 MB."""
+"""The largest index that is written or read, in bytes; a terabyte of weights has one of about 28 MB."""
 MIN_CHUNK, MAX_CHUNK = 64 << 10, 64 << 20
 _MAX_VALUES = 4_000_000
 _LARGEST = 1 << 63
