@@ -153,6 +153,13 @@ def test_what_the_profile_says_beside_it_counts(small_cuda: World, tmp_path: Pat
     assert "nvidia-cudnn-cu13" not in locked(small_cuda, tmp_path / "none", ["opens-dnn"], ", cudnn: false")["wheels"]
 
 
+def test_what_cannot_run_is_told_when_locking(small_cuda: World, tmp_path: Path) -> None:
+    path = profile(tmp_path, ["needs-nothing-else"])
+    done = run(["lock", path], tmp_path, small_cuda.environment(small_cuda.root / "cache"))
+    assert done.code == 0
+    assert "cannot run on linux/amd64: needs-nothing-else 1.0: libmissing.so.1 is missing" in done.err
+
+
 def test_a_wheel_for_another_cuda(small_cuda: World, tmp_path: Path) -> None:
     path = profile(tmp_path, ["needs-old"])
     done = run(["lock", path], tmp_path, small_cuda.environment(small_cuda.root / "cache"))

@@ -197,12 +197,18 @@ def test_the_lock_keeps_its_word(world: World, tmp_path: Path) -> None:
     text = profile.with_suffix(".lock.json").read_text()
     again = run(["lock", profile], profile.parent, cache)
     assert "unchanged" in again.err
+    before = profile.with_name("before.lock.json")
+    before.write_text(text)
     profile.write_text(PROFILE)
     stale = run(["publish", profile, "oci:out"], profile.parent, cache)
     assert stale.code == 3
-    assert run(["lock", profile], profile.parent, cache).code == 0
+    done = run(["lock", profile], profile.parent, cache)
+    assert "~ alpha 1.0 without alpha/tool.py → 1.0 (linux/amd64)" in done.err
     assert '"drop"' in text
     assert '"drop"' not in profile.with_suffix(".lock.json").read_text()
+    differ = run(["diff", before, profile.with_suffix(".lock.json")], profile.parent, cache)
+    assert "left out of wheels" in differ.out
+    assert "alpha/tool.py" in differ.out
 
 
 def test_a_rule_that_does_nothing_is_told_when_locking(world: World, tmp_path: Path) -> None:

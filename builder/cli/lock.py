@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -47,6 +48,8 @@ def lock(context: Context, profile: Path, names: tuple[str, ...], upgrade: bool,
         for line in _moves(before, after):
             context.progress.note(line)
         context.progress.note(f"{'wrote' if changed else 'unchanged:'} {work.lock_path}")
+        for line in _stops(work, after):
+            context.progress.note(line)
     click.echo(str(work.lock_path))
 
 
@@ -57,6 +60,18 @@ def _check(work: Work) -> None:
         raise StaleLockError(f"{work.lock_path}: there is no lock", hint=hint)
     if reasons := staleness(work.loaded, work.local, found):
         raise StaleLockError(f"{work.lock_path} is stale: {'; '.join(reasons)}", hint=hint)
+
+
+def _stops(work: Work, lock: Lock) -> Iterator[str]:
+    """What cannot run, of images whose binaries were looked at to lock them."""
+    for locked in lock.platforms:
+        if locked.cuda or locked.gpu:
+            from builder.cli import binaries  # few images have GPUs
+
+            found = binaries.examine(work, locked, fetch=False)
+            for item in found.findings if found else ():
+                if item.level == "error":
+                    yield f"cannot run on {locked.platform}: {item.what}; `build plan --findings` says more"
 
 
 def _moves(before: Lock | None, after: Lock) -> list[str]:
@@ -89,4 +104,4 @@ def _versions(item: LockedPlatform) -> dict[str, str]:
     debs = {deb.name: deb.version for deb in item.debian.packages} if item.debian else {}
     image = {f"base image {item.image.source}": item.image.manifest[7:19]} if item.image else {}
     image |= {f"{name} of the base image": version for name, version in item.image.packages} if item.image else {}
-    return debs | image | {wheel.name: wheel.version for wheel in item.wheels}
+    return debs | image | {wheel.name: " without ".join((wheel.version, *wheel.drop)) for wheel in item.wheels}

@@ -102,6 +102,11 @@ def lock_side(lock: Lock) -> LockSide:
     }
     values["base"] = {name: locked.image.manifest for name, locked in platforms.items() if locked.image}
     values["debian"] = {name: locked.debian.suite for name, locked in platforms.items() if locked.debian}
+    dropped = {
+        name: {wheel.name: list(wheel.drop) for wheel in item.wheels if wheel.drop} for name, item in platforms.items()
+    }
+    if any(dropped.values()):
+        values["left out of wheels"] = dropped
     return LockSide(
         {
             name: {deb.name: deb.version for deb in locked.debian.packages}
