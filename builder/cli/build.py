@@ -56,6 +56,7 @@ sign_option = click.option(
 @profile_argument
 @click.option("-o", "--output", metavar="oci:DIR[:TAG]", help="The layout.  [default: oci:out/NAME]")
 @attach_option
+@plain_http_option
 @lock_option
 @format_option
 @common

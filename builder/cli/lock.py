@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from builder.cli.context import Context
-from builder.cli.options import common, profile_argument
+from builder.cli.options import common, plain_http_option, profile_argument
 from builder.cli.work import Work
 from builder.errors import StaleLockError, UsageError
 from builder.lock import Lock, LockedPlatform
@@ -28,6 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--upgrade", is_flag=True, help="Take the newest versions: of all packages, or of each NAME.")
 @click.option("--check", is_flag=True, help="Change nothing; exit with 3 if the lock is missing or stale.")
+@plain_http_option
 @common
 def lock(context: Context, profile: Path, names: tuple[str, ...], upgrade: bool, check: bool) -> None:
     """Prints the path of the lock, and on stderr what moved."""
