@@ -16,8 +16,8 @@ import faultserver
 import judges
 import pytest
 from layouts import Layout
-from modelworld import safetensors, small_files, write_files
-from world import Done, World, run
+from modelworld import inside, safetensors, small_files, write_files
+from world import Done, World
 
 from builder.oci.artifact import TITLE
 from builder.oci.companions import MAX_MODELS, MODEL, models
@@ -65,7 +65,7 @@ def project(root: Path, text: str = PROFILE) -> Path:
 
 
 def build(profile: Path, environment: dict[str, str], *arguments: object) -> Done:
-    done = run(arguments, profile.parent, environment)
+    done = inside(arguments, profile.parent, environment)
     assert "Traceback" not in done.err
     return done
 
