@@ -176,7 +176,7 @@ class _Conversion:
             raise PrecisionError(
                 f"{self._path}: tensor {tensor.name}: {error.largest:g} does not fit into {output.dtype}, "
                 f"which ends at {kernels.LIMITS[output.dtype]:g} ({error.count} such numbers in one block)",
-                hint="choose bf16, which has the range of float32, or clamp: --allow-overflow=clamp, in a profile allow-overflow: clamp",
+                hint="choose bf16, which has the range of float32, or clamp: --allow-overflow=clamp, or so in the profile",
             ) from error
         except kernels.NoNumberError as error:
             raise PrecisionError(
