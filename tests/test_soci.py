@@ -471,7 +471,7 @@ def test_what_is_referred_to_comes_first(images: Images) -> None:
         (spec.LAYER_GZIP, (10 << 20) - 1, False),
         ("application/vnd.docker.image.rootfs.diff.tar.gzip", 10 << 20, True),
         ("application/vnd.oci.image.layer.v1.tar+zstd", 1 << 30, False),
-        ("application/vnd.oci.image.layer.v1.tar", 1 << 30, False),
+        ("application/vnd.oci.image.layer.v1.tar", 1 << 30, True),
     ],
 )
 def test_which_layers_want_a_ztoc(media_type: str, size: int, wanted: bool) -> None:
