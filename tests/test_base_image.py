@@ -426,6 +426,15 @@ def test_a_base_that_is_gone(small: World, base: Path, tmp_path: Path) -> None:
     assert "a layer of the base image base:base" in done.err
     assert "hint: bring the image back there" in done.err
     assert not (tmp_path / "out/index.json").exists()
+    project.path.write_text(project.path.read_text().replace(f"oci:{copy}:base", "oci:nowhere"))
+    done = project.build("lock", project.path)
+    assert "base image oci:nowhere: " in done.err
+    assert "hint: correct base.image in the profile" in done.err
+    with registry("docker-registry", tmp_path / "registry") as host:
+        project.path.write_text(project.path.read_text().replace("oci:nowhere", f"{host}/debian:12"))
+        done = project.build("lock", project.path)
+        assert f"base image {host}/debian:12: " in done.err
+        assert "hint: correct base.image in the profile" in done.err
 
 
 def test_settings_are_inherited_as_buildah_does(small: World, base: Path, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from builder.base.facts import VENV, BaseError
 from builder.base.files import contents
 from builder.base.tree import Node, Tree
 from builder.baseimage import LockedFolder, LockedImage, hostless
+from builder.client import NotFoundError
 from builder.errors import HostileInputError
 from builder.image import BuiltLayer
 from builder.lock import LockedFile
 from builder.oci import spec
 from builder.oci.content import Source
 from builder.oci.digest import Digest
+from builder.oci.listing import LayoutError
 from builder.oci.published import ImageError
 from builder.oci.spec import Platform
 from builder.plan import BaseLayer, base_layers
@@ -100,6 +102,9 @@ def _named(name: str) -> Iterator[None]:
         raise type(error)(f"base image {name}: {error}", hint=error.hint) from error
     except ImageError as error:
         raise ImageError(f"base image {name}: {error}", hint=BaseError.hint) from error
+    except (LayoutError, NotFoundError) as error:
+        hint = "correct base.image in the profile, or bring the image there"
+        raise type(error)(f"base image {name}: {error}", hint=hint) from error
 
 
 def _asked(profile: Profile, platform: Platform) -> Asked:
