@@ -186,9 +186,11 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
     if locked.debian:
         layers.append(_system(lock.format, locked))
     if python := locked.python.version if locked.python else locked.cuda.python if locked.cuda else None:
-        if locked.image and locked.python:
-            layers.append(_environment(lock.format, locked.python))
         layers += _wheels(lock.format, locked, python)
+        if (
+            locked.image and locked.python
+        ):  # what has no spans comes above what has: some runtimes pull all above it whole
+            layers.append(_environment(lock.format, locked.python))
     if locked.cuda and locked.cuda.flavour != "none":
         layers.append(_links(lock.format, locked, locked.cuda))
     if lock.files or lock.templates:
