@@ -68,7 +68,6 @@ class Collected:
     source: str
     files: tuple[LocalModelFile, ...]
     wheel: LockedFile | None = None
-    revision: str = ""
 
 
 def collect(text: str, wanted: Wanted, means: Means) -> Collected:

@@ -37,8 +37,7 @@ def collect(text: str, wanted: Wanted, means: Means) -> Collected:
     _bring(source, artifact, files, means)
     place = text.removeprefix("oci://").partition("/")[2].partition("@")[0]
     name = place.rpartition(":")[0] or place
-    revision = str(manifest.digest)
-    return Collected(f"oci:///{name}@{revision}", tuple(map(means.stored, files)), revision=revision)
+    return Collected(f"oci:///{name}@{manifest.digest}", tuple(map(means.stored, files)))
 
 
 def bring(text: str, locked: LockedModel, files: Sequence[LockedModelFile], means: Means) -> tuple[LocalModelFile, ...]:

@@ -69,7 +69,7 @@ def collect(text: str, wanted: Wanted, means: Means) -> Collected:
     ]
     means.fetcher(hub, hub.asking(means)).ensure(locked)
     files = [large.get(path) or _plain(hub, repository, commit, path, siblings[path], means) for path in paths]
-    return Collected(f"hf://{repository}@{commit}", tuple(map(means.stored, files)), revision=commit)
+    return Collected(f"hf://{repository}@{commit}", tuple(map(means.stored, files)))
 
 
 def bring(text: str, locked: LockedModel, files: Sequence[LockedModelFile], means: Means) -> tuple[LocalModelFile, ...]:

