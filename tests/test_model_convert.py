@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ import safetensors.numpy as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minilm import Encoder, Tokenizer
-from world import Done, run
+from world import BUILD, Done, run
 
 from builder.cli.context import Context
 from builder.cli.work import fetcher
@@ -611,6 +613,37 @@ def test_a_folder_from_the_command_line(tmp_path: Path) -> None:
         file.file.path: file.file.sha256 for file in files(tmp_path / "new/out")
     }
     assert told["sqnr"] > 35
+
+
+def test_what_killed_conversions_left_is_swept_away(tmp_path: Path) -> None:
+    model(tmp_path / "in", {"m.safetensors": {"a.weight": np.zeros((4, 4), np.float32)}})
+    left, used, other = (tmp_path / f".{name}" for name in ("out.abcdefgh", "out.ijklmnop", "outer.abcdefgh"))
+    for folder in (left, used, other):
+        folder.mkdir()
+        (folder / "half").write_text("")
+    descriptor = os.open(used, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        assert build_model("in", "out", "--precision", "fp16", cwd=tmp_path).code == 0
+    finally:
+        os.close(descriptor)
+    assert [folder.exists() for folder in (left, used, other)] == [False, True, True]
+
+
+def test_killed_and_run_again(tmp_path: Path) -> None:
+    model(tmp_path / "in", {"m.safetensors": {"a.weight": np.zeros((2000, 20_000), np.float32)}})
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    argv = [str(BUILD), "model", "convert", "in", "out", "--precision", "fp16"]
+    process = subprocess.Popen(
+        argv, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not list(tmp_path.glob(".out.*/.m.safetensors.*")):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    assert build_model("in", "out", "--precision", "fp16", cwd=tmp_path).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "in", "out"]
 
 
 def test_a_worker_that_fails_names_the_tensor(tmp_path: Path) -> None:

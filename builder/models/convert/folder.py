@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,16 +36,43 @@ def convert_into(
     """
     _check_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    _sweep(target)
+    with _workplace(target) as workplace:
         done = conversion(files, precision, workplace, overflow=overflow, tables=tables, advance=advance)
         kept = tuple(_inside(file, workplace) for file in done.files)
         workplace.chmod(0o755)
         _check_free(target)
         os.rename(workplace, target)
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
     return moved(replace(done, files=kept), workplace, target)
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, locked as long as somebody works in it; what is left in the end is removed."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if folder.exists():  # else it was swept away before it was locked
+            break
+        os.close(descriptor)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _sweep(target: Path) -> None:
+    """Removes what killed conversions to `target` left beside it."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.????????"):
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _check_free(target: Path) -> None:
