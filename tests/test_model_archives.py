@@ -13,7 +13,7 @@ from pathlib import Path
 import judges
 import modelworld
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from registryworld import as_stream, repository
 from world import Done
@@ -171,6 +171,7 @@ def test_damaged_archives(data: bytes, tmp_path: Path) -> None:
         kept(data, tmp_path)
 
 
+@settings(deadline=None, max_examples=60)  # it writes to the disk, which others use too
 @given(some.binary(max_size=1500), some.integers(0, 1500))
 def test_any_archive_is_unpacked_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int) -> None:
     whole = tarred(("a/b", b"12345"), ("c", b"67890" * 100))

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import jsonschema
 import modelworld
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from registryworld import as_stream
 
@@ -396,6 +396,7 @@ values = some.recursive(
 )
 
 
+@settings(deadline=None)
 @given(some.dictionaries(some.sampled_from(["config", "layers", "annotations", "artifactType", "manifests"]), values))
 def test_any_manifest_is_a_model_or_refused(parts: dict[str, Any]) -> None:
     document = {**manifest_of((OCTETS, {TITLE: "x"}, b"1")), **parts}

@@ -13,7 +13,7 @@ from typing import Any
 
 import modelworld
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from builder.models.cuts import cuts
@@ -155,6 +155,7 @@ values = some.recursive(
 )
 
 
+@settings(deadline=None)
 @given(some.lists(values, max_size=3) | values)
 def test_any_document_is_an_index_or_refused(files: Any) -> None:
     try:
@@ -164,6 +165,7 @@ def test_any_document_is_an_index_or_refused(files: Any) -> None:
     assert parse(encode(index), "m") == index
 
 
+@settings(deadline=None)
 @given(some.binary(max_size=200))
 def test_any_bytes(data: bytes) -> None:
     with pytest.raises(BadModelError):

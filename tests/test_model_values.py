@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.models.values import BadModelError, check_path, check_paths
@@ -71,6 +71,7 @@ def test_neighbours() -> None:
     assert check_paths(paths, "m") == paths
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text(text: str) -> None:
     try:
