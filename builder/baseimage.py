@@ -20,6 +20,12 @@ COMPRESSIONS: Mapping[str, str] = {spec.LAYER_GZIP: "gzip", spec.LAYER_ZSTD: "zs
 SCHEMES = ("oci:", "oci-archive:", "docker-archive:")
 """What names of images in files and folders begin with."""
 
+_FLAVOURS: Mapping[str, frozenset[str]] = {
+    "devel": frozenset({"NV_CUDA_CUDART_DEV_VERSION", "NV_NVML_DEV_VERSION"}),
+    "runtime": frozenset({"NV_CUDA_LIB_VERSION", "NV_LIBCUBLAS_VERSION", "NV_LIBNPP_VERSION", "NVIDIA_PRODUCT_NAME"}),
+}
+"""The variables that a flavour of nvidia/cuda adds to those of the one below it."""
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODE = re.compile(r"[0-7]{4}")
@@ -114,10 +120,9 @@ def cuda(image: LockedImage) -> CudaImage | None:
     env = dict(image.execution.env)
     if not env.get("CUDA_VERSION") or not any(name.startswith(("NV_CUDA_", "NVIDIA_REQUIRE_CUDA")) for name in env):
         return None
-    flavour = "devel" if "NV_CUDA_LIB_DEV_VERSION" in env or "NV_CUDA_CUDART_DEV_VERSION" in env else "base"
-    flavour = "runtime" if flavour == "base" and "NV_CUDA_LIB_VERSION" in env else flavour
-    nccl = env.get("NV_LIBNCCL_PACKAGE_VERSION") or env.get("NCCL_VERSION", "")
-    return CudaImage(env["CUDA_VERSION"], flavour, env.get("NV_CUDNN_VERSION", ""), nccl)
+    flavour = next((name for name, signs in _FLAVOURS.items() if signs & env.keys()), "base")
+    cudnn, nccl = env.get("NV_CUDNN_VERSION", ""), env.get("NCCL_VERSION", "")
+    return CudaImage(env["CUDA_VERSION"], flavour, cudnn.partition("-")[0], nccl.partition("-")[0])
 
 
 def words(image: LockedImage) -> str:

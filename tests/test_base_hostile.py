@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from judges import require
 
+from builder import baseimage
 from builder import profile as profiles
 from builder.base import facts, locking
 from builder.base.files import contents
@@ -341,6 +342,27 @@ def test_too_many_members(image: Image, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(foreign, "MAX_MEMBERS", 10)
     with pytest.raises(HostileInputError, match="more than 10 members"):
         image.lock("/x")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ((), "nvidia/cuda 13.0.0 base"),
+        (("NV_CUDA_LIB_VERSION=13.0.0-1", "NVIDIA_PRODUCT_NAME=CUDA", "NCCL_VERSION=2.27.7-1"), "runtime, NCCL 2.27.7"),
+        (("NVIDIA_PRODUCT_NAME=CUDA", "NV_CUDNN_VERSION=9.12.0.46-1"), "runtime, cuDNN 9.12.0.46"),
+        (("NV_CUDA_LIB_VERSION=13.0.0-1", "NV_CUDA_CUDART_DEV_VERSION=13.0.48-1"), "nvidia/cuda 13.0.0 devel"),
+    ],
+)
+def test_nvidia_s_images_are_known(more: tuple[str, ...], words: str, image: Image) -> None:
+    image.config["config"]["Env"] += ["CUDA_VERSION=13.0.0", "NV_CUDA_CUDART_VERSION=13.0.48-1", *more]
+    assert str(baseimage.cuda(image.lock("/x"))).endswith(words)
+    assert words in baseimage.words(image.lock("/x"))
+
+
+def test_others_are_not_taken_for_nvidia_s(image: Image) -> None:
+    assert baseimage.cuda(image.lock("/x")) is None
+    image.config["config"]["Env"] += ["CUDA_VERSION=13.0.0"]
+    assert baseimage.cuda(image.lock("/x")) is None
 
 
 # Archives of docker.
