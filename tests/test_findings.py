@@ -110,6 +110,23 @@ def test_a_library_below_a_module_counts_as_much() -> None:
     assert "libx11-6" in item.remedy
 
 
+@pytest.mark.parametrize(
+    ("soname", "package"),
+    [
+        ("libGL.so.1", "libgl1"),
+        ("libX11.so.6", "libx11-6"),
+        ("libSM.so.6", "libsm6"),
+        ("libgthread-2.0.so.0", "libglib2.0-0"),
+        ("libstdc++.so.6", "libstdc++6"),
+        ("libffi.so.8.1.2", "libffi8"),
+    ],
+)
+def test_what_debian_calls_it(soname: str, package: str) -> None:
+    tree = compose([debs()[0], wheel("demo 1.0", {f"demo/{EXT}": Elf(None, [soname])})], "3.11")
+    seen = scan(tree, Search(), "3.11")
+    assert report.report(seen, seen)[0].remedy.endswith(f"usually {package}")
+
+
 def test_a_plugin_that_nobody_needs_is_a_note() -> None:
     item = one(found(wheel("demo 1.0", {"demo/plugins/libnet.so": Elf("libnet.so", ["libmlx5.so.1"])})), "missing")
     assert item.level == "note"

@@ -21,6 +21,7 @@ CUDA = re.compile(
 )
 _EVERYBODYS = re.compile(r"(?:ld-linux[\w-]*|lib(?:c|m|dl|rt|pthread|gcc_s|stdc\+\+|gomp|z))\.so\.\d+")
 """What the most binaries need, and no option of a package."""
+_GLIB = re.compile(r"lib(?:glib|gobject|gthread|gmodule|gio)-2\.0\.so\.0")
 _MB = 1_000_000
 _SITE = "/site-packages/"
 _ANOTHER = "choose another version of the package, or a newer Debian in base.debian (trixie after bookworm)"
@@ -113,11 +114,14 @@ def _cuda_remedy(owner: str) -> str:
 
 
 def _debian_remedy(names: Sequence[str]) -> str:
-    return f"add the Debian packages that have them, usually {' '.join(map(_package, names))}, to base.packages"
+    packages = ", ".join(dict.fromkeys(map(_package, names)))
+    return f"add to base.packages what has {'it' if len(names) == 1 else 'them'} in Debian, usually {packages}"
 
 
 def _package(name: str) -> str:
     """What Debian calls the package of a library by its rule: libgl1 has libGL.so.1, libx11-6 has libX11.so.6."""
+    if _GLIB.fullmatch(name):
+        return "libglib2.0-0"
     word = stem(name).lower().replace("_", "-")
     version = name.partition(".so.")[2].partition(".")[0]
     return f"{word}{'-' if word[-1:].isdigit() else ''}{version}"
