@@ -434,6 +434,6 @@ def test_a_lock_of_another_artifact(profile: Path, environment: dict[str, str]) 
     lock["models"][0]["manifest"] = f"sha256:{'0' * 64}"
     profile.with_suffix(".lock.json").write_text(json.dumps(lock, sort_keys=True, indent=2, ensure_ascii=False) + "\n")
     done = build(profile, environment, "publish", "-q", profile, "oci:out")
-    assert (done.code, "it becomes the artifact" in done.err, "--upgrade weights" in done.err) == (3, True, True)
+    assert (done.code, "it becomes the artifact" in done.err, "weights --upgrade" in done.err) == (3, True, True)
     assert build(profile, environment, "lock", "--upgrade", profile, "weights").code == 0
     assert build(profile, environment, "publish", "-q", profile, "oci:out").code == 0

@@ -152,7 +152,7 @@ def encoded(model: Model, locked: LockedModel, means: Means, needed: Sequence[Lo
     if str(made.manifest.digest) != locked.manifest:
         raise StaleLockError(
             f"model {model.name}: it becomes the artifact {made.manifest.digest}, {locked.manifest} is locked",
-            hint=f"it was locked by another version of Layerwright: run `build lock --upgrade {model.name}`, and review the change",
+            hint=f"another version of Layerwright locked it: run `build lock PROFILE {model.name} --upgrade`, and review the change",
         )
     return made
 
