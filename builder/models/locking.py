@@ -152,7 +152,7 @@ def encoded(model: Model, locked: LockedModel, means: Means, needed: Sequence[Lo
     if str(made.manifest.digest) != locked.manifest:
         raise StaleLockError(
             f"model {model.name}: it becomes the artifact {made.manifest.digest}, {locked.manifest} is locked",
-            hint=f"another version of Layerwright locked it: run `build lock PROFILE {model.name} --upgrade`, and review the change",
+            hint=f"another Layerwright locked it: run `build lock PROFILE {model.name} --upgrade` and review the change",
         )
     return made
 
