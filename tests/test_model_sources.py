@@ -23,7 +23,7 @@ from modelworld import safetensors, small_files
 
 from builder.cli.context import Context
 from builder.cli.means import means_of
-from builder.errors import BuilderError, FetchError, HostileInputError, OfflineError
+from builder.errors import BuilderError, FetchError, HostileInputError, OfflineError, StoreError
 from builder.layers.content import pieces
 from builder.layers.tar import Member as TarMember
 from builder.layers.tar import Region
@@ -300,6 +300,14 @@ def test_addresses_that_fail(fault: faultserver.Fault, why: str, server: FaultSe
     server.always["/w.safetensors"] = fault
     with pytest.raises(FetchError, match=why):
         collect(server.url("/w.safetensors"), Wanted(), means)
+
+
+def test_an_address_that_promises_too_much(server: FaultServer, means: Means) -> None:
+    server.files["/w.gguf"] = b""
+    server.always["/w.gguf"] = lambda handler, _: handler.begin(200, {"content-length": str(1 << 60)})
+    with pytest.raises(StoreError, match="w.gguf has .* but .* has only") as caught:
+        collect(server.url("/w.gguf"), Wanted(), means)
+    assert "cache gc" in str(caught.value.hint)
 
 
 def test_an_address_without_a_file_and_one_that_runs_code(server: FaultServer, means: Means) -> None:

@@ -12,16 +12,16 @@ from pathlib import Path
 from types import ModuleType
 
 from builder.client import Client
-from builder.errors import OfflineError
+from builder.errors import OfflineError, StoreError
 from builder.fetch import Fetcher, Origins
 from builder.lock import LockedFile, LockedModel, LockedModelFile
 from builder.models.values import LocalModelFile, ModelFile
 from builder.oci.content import Source
 from builder.oci.digest import Digest
 from builder.profile.models import scheme_of
-from builder.progress import Progress
+from builder.progress import Progress, human_size
 from builder.sources.simple import Catalogue
-from builder.store import Store
+from builder.store import Store, free_bytes
 from builder.transfer import Opener
 
 __all__ = ["Collected", "Means", "Wanted", "bring", "collect"]
@@ -55,6 +55,16 @@ class Means:
         """Raises `OfflineError` where the network may not be used."""
         if self.offline:
             raise OfflineError(f"{what} would have to be asked, and --offline forbids it")
+
+    def check_space(self, needed: int, what: str) -> None:
+        """Raises `StoreError` where the store's disk has not so many bytes left."""
+        free = free_bytes(self.store.root)
+        if needed > free:
+            raise StoreError(
+                f"{what} has {human_size(needed)}, but {self.store.root} has only {human_size(free)} left",
+                hint="free some space, `build cache gc --max-size 10GB` removes what was not used lately, "
+                "or name another place with XDG_CACHE_HOME",
+            )
 
     def stored(self, file: LockedModelFile) -> LocalModelFile:
         """A file as it lies in the store, or will."""

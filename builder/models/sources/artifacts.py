@@ -64,7 +64,9 @@ def _unpacked(source: Source, artifact: ModelArtifact, means: Means) -> tuple[Lo
 def _bring(source: Source, artifact: ModelArtifact, files: Sequence[LockedModelFile], means: Means) -> None:
     layers = {file.sha256: layer for layer, file in artifact.layers}
     missing = {file.sha256: file for file in files if not means.store.has(Digest(file.sha256), file.size)}
-    with means.progress.task("fetch model", sum(file.size for file in missing.values())) as task:
+    total = sum(file.size for file in missing.values())
+    means.check_space(total, str(artifact.manifest.digest))
+    with means.progress.task("fetch model", total) as task:
         if isinstance(source, Remote):
             source.watch = task.advance
         for file in missing.values():

@@ -109,6 +109,7 @@ def _download(text: str, means: Means) -> tuple[Digest, int]:
             f"{shown}: the server does not say how large the file is",
             hint="download it, and name the file in the profile",
         )
+    means.check_space(size, shown)
     strong = etag if etag.startswith('"') else ""
     key = Digest.of("\n".join((text, str(size), etag, modified)).encode())
     with store.locked(partial_lock(key), stop.check), means.progress.task(f"fetch {_name(text)}", size) as task:
