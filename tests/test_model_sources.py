@@ -305,7 +305,7 @@ def test_addresses_that_fail(fault: faultserver.Fault, why: str, server: FaultSe
 def test_an_address_that_promises_too_much(server: FaultServer, means: Means) -> None:
     server.files["/w.gguf"] = b""
     server.always["/w.gguf"] = lambda handler, _: handler.begin(200, {"content-length": str(1 << 60)})
-    with pytest.raises(StoreError, match="w.gguf has .* but .* has only") as caught:
+    with pytest.raises(StoreError, match=r"w\.gguf has .* but .* has only") as caught:
         collect(server.url("/w.gguf"), Wanted(), means)
     assert "cache gc" in str(caught.value.hint)
 
