@@ -97,7 +97,7 @@ def _starting() -> Iterator[Finding]:
     from builder.coldstart.tools import PROGRAMS
 
     for name, package in PROGRAMS.items():
-        yield _tool(name, State.WARNING, "starts images to measure them", f"optional: install {package}")
+        yield _tool(name, State.WARNING, "starts images to measure them", f"optional: {package}")
     if not Path("/dev/fuse").exists():
         remedy = "optional: load the kernel's module: modprobe fuse"
         yield Finding("/dev/fuse", State.WARNING, "not there; lazy layers are mounted by it", remedy)

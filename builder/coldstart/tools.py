@@ -14,13 +14,13 @@ from builder.errors import ToolError
 Snapshotter = Literal["soci", "overlayfs"]
 
 PROGRAMS: Mapping[str, str] = {
-    "containerd": "containerd 2.1 or newer (its release archive)",
-    "containerd-shim-runc-v2": "comes with containerd",
-    "ctr": "comes with containerd",
-    "runc": "runc (a Debian package)",
-    "setpriv": "util-linux (a Debian package)",
-    "umount": "mount (a Debian package)",
-    "soci-snapshotter-grpc": "soci-snapshotter 0.11 or newer (its release archive); not needed with --snapshotter overlayfs",
+    "containerd": "install containerd 2.1 or newer (its release archive)",
+    "containerd-shim-runc-v2": "it comes with containerd",
+    "ctr": "it comes with containerd",
+    "runc": "install runc (a Debian package)",
+    "setpriv": "install util-linux (a Debian package)",
+    "umount": "install mount (a Debian package)",
+    "soci-snapshotter-grpc": "install soci-snapshotter 0.11 or newer (its release archive); not needed with --snapshotter overlayfs",
 }
 """Every program that a measured start runs, and what has it."""
 
