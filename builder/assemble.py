@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,35 @@ def assemble(
         missing = [layer for layer in layers if known[layer] is None]
         fetcher.ensure(dict.fromkeys(file for layer in missing for file in files(layer)))
         there = [found for found in known.values() if found]
+        told = (lambda layer: ready(replace(layer, ztoc=None))) if plan.soci.spans == "adaptive" else ready
         try:
-            known |= _pack_all(missing, packer, progress, jobs, there, ready)
+            known |= _pack_all(missing, packer, progress, jobs, there, told)
+            images = tuple(
+                _image(platform, plan, _adapted(platform, known, plan, folder, store, progress), store)
+                for platform in plan.platforms
+            )
         except BaseException:
             collect.sweep(store)
             raise
-        images = tuple(_image(platform, plan, known, store) for platform in plan.platforms)
         return Assembled(plan.name, images, _documents(images, plan, store))
+
+
+def _adapted(
+    platform: PlatformPlan,
+    known: Mapping[Layer, BuiltLayer | None],
+    plan: Plan,
+    folder: Folder,
+    store: Store,
+    progress: Progress,
+) -> Mapping[Layer, BuiltLayer | None]:
+    """The layers of a platform, with adaptive spans where they are asked for and it is known what its start reads."""
+    if plan.soci.spans != "adaptive" or platform.reads is None:
+        return known
+    from builder import adaptive  # few images have them
+
+    built = [layer for planned in platform.layers if (layer := known[planned])]
+    found = adaptive.adapted(built, folder.text(platform.reads), plan.soci.span_size, store, progress)
+    return {planned: found[layer.blob.digest] for planned in platform.layers if (layer := known[planned])}
 
 
 def known_layers(plan: Plan, store: Store) -> dict[Layer, BuiltLayer]:

@@ -60,11 +60,12 @@ def read_local(loaded: LoadedProfile, store: Store | None = None, progress: Prog
 
         models = locking.scan_local(loaded.profile.models, loaded.root, store, progress or Silent())
     start = None
-    if loaded.profile.start and loaded.profile.start.readahead:
+    asked = loaded.profile.start
+    if asked and (asked.readahead or loaded.profile.publish.soci.spans == "adaptive"):
         from builder import readahead  # it takes long to import, and few profiles have a trace
 
-        trace = loaded.profile.start.trace
-        start, texts = readahead.locked(loaded.root / trace, trace)
+        number = readahead.NUMBER if asked.readahead else 0
+        start, texts = readahead.locked(loaded.root / asked.trace, asked.trace, number)
         rendered |= texts
     return Local(includes, files, tuple(sorted(templates)), rendered, models, start)
 
@@ -101,4 +102,5 @@ def execution(profile: Profile) -> Execution:
 def soci_settings(profile: Profile) -> SociSettings:
     """Which layers get a ztoc, as the profile says."""
     soci = profile.publish.soci
-    return SociSettings(soci.enabled, int(soci.span_size), int(soci.min_layer_size))
+    spans = "adaptive" if soci.spans == "adaptive" else ""
+    return SociSettings(soci.enabled, int(soci.span_size), int(soci.min_layer_size), spans)

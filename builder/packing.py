@@ -52,6 +52,15 @@ class Folder:
     root: Path
     rendered: Mapping[str, bytes] = field(default_factory=dict)
 
+    def text(self, template: LockedTemplate) -> bytes:
+        """The rendered text that the lock has the digest of. Raises `StaleLockError` if there is none."""
+        # A base image may have sent it elsewhere than the profile says: then its bytes tell which one it is.
+        texts = self.rendered
+        data = texts.get(template.to) or next((text for text in texts.values() if _is(text, template)), None)
+        if data is None or not _is(data, template):
+            raise StaleLockError(f"{template.source} renders to other text than when it was locked")
+        return data
+
 
 @dataclass(frozen=True)
 class Packer:
@@ -155,11 +164,7 @@ class Packer:
         return _owned(merge(origins), layer)
 
     def _rendered(self, template: LockedTemplate) -> Origin:
-        texts = self.folder.rendered
-        # A base image may have sent it elsewhere than the profile says: then its bytes tell which one it is.
-        data = texts.get(template.to) or next((text for text in texts.values() if _is(text, template)), None)
-        if data is None or not _is(data, template):
-            raise StaleLockError(f"{template.source} renders to other text than when it was locked")
+        data = self.folder.text(template)
         entry = Entry(local.image_path(template.to), mode=int(template.mode, 8), content=Inline(data))
         return Origin(template.source, (entry,))
 

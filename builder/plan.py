@@ -126,6 +126,8 @@ class PlatformPlan:
     base: LockedImage | None = None
     annotations: tuple[tuple[str, str], ...] = ()
     """Those of its manifest, beside the plan's: what it asks of GPUs, and what it stands on."""
+    reads: LockedTemplate | None = None
+    """What its start is known to read."""
 
 
 @dataclass(frozen=True)
@@ -196,14 +198,18 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
     if lock.files or lock.templates:
         layers.append(_files("files", lock.format, lock.files, lock.templates, locked.image))
     config = _config(lock.image, locked)
+    reads = None
     if lock.start and lock.start.platform == locked.platform:
-        layers.append(_files("read ahead", lock.format, (), lock.start.files, locked.image))
-        config = replace(config, entrypoint=(lock.start.files[0].to, *config.entrypoint))
+        reads = lock.start.files[-1]
+        layers.append(_files("start", lock.format, (), lock.start.files, locked.image))
+        if lock.start.launcher:
+            config = replace(config, entrypoint=(lock.start.files[0].to, *config.entrypoint))
     if locked.gpu:
         from builder.gpu.labels import labels  # few images have GPUs
 
         annotations |= labels(locked.gpu)
-    return PlatformPlan(locked.platform, tuple(layers), config, locked.image, tuple(sorted(annotations.items())))
+    told = tuple(sorted(annotations.items()))
+    return PlatformPlan(locked.platform, tuple(layers), config, locked.image, told, reads)
 
 
 def base_layers(image: LockedImage) -> list[BaseLayer]:

@@ -18,13 +18,15 @@ from builder.oci.spec import Platform
 
 LAUNCHER = "/opt/layerwright/start"
 """The program that starts the image's program."""
-_RANGES = "/opt/layerwright/readahead.json"
-_NUMBER = 1
+RANGES = "/opt/layerwright/readahead.json"
+"""What a start reads."""
+NUMBER = 1
 """The newest launcher. Those that locks name stay as they are, for ever."""
 
 
-def locked(path: Path, source: str, number: int = _NUMBER) -> tuple[LockedStart, Mapping[str, bytes]]:
-    """What a lock says of reading ahead by the trace at `path`, whose name in the profile is `source`, and the two files.
+def locked(path: Path, source: str, number: int = NUMBER) -> tuple[LockedStart, Mapping[str, bytes]]:
+    """What a lock says of a start by the trace at `path`, whose name in the profile is `source`, and the files of it: the ranges,
+    and the launcher of that number that reads them ahead (0: none).
 
     Raises `BuilderError` if there is no such trace, and what `trace.parse` raises.
     """
@@ -36,11 +38,12 @@ def locked(path: Path, source: str, number: int = _NUMBER) -> tuple[LockedStart,
             hint=f"make it from the published image: build trace REF -o {source}",
         ) from error
     trace = traces.parse(data, source)
-    files = {LAUNCHER: _launcher(number), _RANGES: ranges(trace)}
-    rows = (
-        LockedTemplate(LAUNCHER, f"launcher {number}", "0755", _sha256(files[LAUNCHER]), *_of(files[LAUNCHER])),
-        LockedTemplate(_RANGES, source, "0644", _sha256(data), *_of(files[_RANGES])),
-    )
+    files = {RANGES: ranges(trace)}
+    rows: tuple[LockedTemplate, ...] = (LockedTemplate(RANGES, source, "0644", _sha256(data), *_of(files[RANGES])),)
+    if number:
+        text = _launcher(number)
+        files[LAUNCHER] = text
+        rows = (LockedTemplate(LAUNCHER, f"launcher {number}", "0755", _sha256(text), *_of(text)), *rows)
     return LockedStart(Platform.parse(trace.platform), number, rows), files
 
 

@@ -34,7 +34,7 @@ FLOORS = (
     ("fetch", "plan", "registry"),
     ("base", "places", "sources"),
     ("binaries", "coldstart", "models"),
-    ("findings", "packing", "readahead", "sbom"),
+    ("adaptive", "findings", "packing", "readahead", "sbom"),
     ("asked", "attach", "own", "signing"),
     ("papers",),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "staleness", "verify"),

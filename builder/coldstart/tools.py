@@ -20,7 +20,7 @@ PROGRAMS: Mapping[str, str] = {
     "runc": "install runc (a Debian package)",
     "setpriv": "install util-linux (a Debian package)",
     "umount": "install mount (a Debian package)",
-    "soci-snapshotter-grpc": "install soci-snapshotter 0.11 or newer (its release archive); not needed with --snapshotter overlayfs",
+    "soci-snapshotter-grpc": "install soci-snapshotter 0.11 or newer (its release archive), unless for overlayfs",
 }
 """Every program that a measured start runs, and what has it."""
 

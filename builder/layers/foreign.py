@@ -40,15 +40,18 @@ def scan(
     windows: Path,
     span_size: int,
     advance: Callable[[int], None] = lambda count: None,
+    full: Callable[[int, int], bool] | None = None,
 ) -> Scanned:
     """Reads a blob whose media type says that its compression is `gzip`, `zstd` or nothing.
 
-    The windows of checkpoints are written to the file `windows`; `advance` is told bytes of the blob as they pass. Raises
+    The windows of checkpoints are written to the file `windows`; `advance` is told bytes of the blob as they pass. `full`
+    says of a span that began at one byte of the tar whether it ends at another one, in place of zran's rule. Raises
     `LayerError` where the blob is no such layer; what it says of its digest is for the caller to check.
     """
     with windows.open("wb") as out:
         spans: _GzipSpans | _PlainSpans
-        spans = _GzipSpans(out, span_size) if compression == "gzip" else _PlainSpans(span_size)
+        rule = full or (lambda last, end: end - last > span_size)
+        spans = _GzipSpans(out, rule) if compression == "gzip" else _PlainSpans(span_size)
         entries: list[TocEntry] = []
         told = 0
         with TarReader(blob, spans) as reader:
@@ -104,11 +107,11 @@ def _why_whole(
 class _GzipSpans:
     """A witness (`layers.stream.Witness`) that gathers checkpoints and the digests of the spans between them."""
 
-    def __init__(self, windows: BinaryIO, span_size: int) -> None:
+    def __init__(self, windows: BinaryIO, full: Callable[[int, int], bool]) -> None:
         self.checkpoints: list[Checkpoint] = []
         self.digests: list[Digest] = []
         self._windows = windows
-        self._span_size = span_size
+        self._full = full
         self._hash = hashlib.sha256()
         self._data = b""
         self._base = 0
@@ -121,8 +124,8 @@ class _GzipSpans:
         self._data, self._hashed = bytes(data), 0
 
     def boundary(self, in_offset: int, out_offset: int, bits: int, window: Callable[[], bytes]) -> None:
-        """A new span if the last one is full (zran's rule); a byte in which two spans meet belongs to both."""
-        if out_offset and out_offset - self.checkpoints[-1].out_offset <= self._span_size:
+        """A new span if the last one is full; a byte in which two spans meet belongs to both."""
+        if out_offset and not self._full(self.checkpoints[-1].out_offset, out_offset):
             return
         cut = in_offset - self._base
         self._hash.update(memoryview(self._data)[self._hashed : cut])

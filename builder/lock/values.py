@@ -195,17 +195,19 @@ class LockedModel:
 
 @dataclass(frozen=True)
 class SociSettings:
-    """Which layers get a ztoc and how far apart its checkpoints are; both in bytes."""
+    """Which layers get a ztoc and how far apart its checkpoints are; both in bytes. `spans` is `adaptive` where they are small
+    where a start reads, and large elsewhere; else nothing."""
 
     enabled: bool = True
     span_size: int = 4 << 20
     min_layer_size: int = 10 << 20
+    spans: str = ""
 
 
 @dataclass(frozen=True)
 class LockedStart:
-    """What reads ahead when a container of `platform` starts: the launcher of the number `launcher`, and what it reads, as
-    rendered files: the source of the latter is the trace, its `template` the digest of that."""
+    """What the start of a container of `platform` reads, as rendered files: the ranges, whose source is the trace and whose
+    `template` is the digest of that, and before them the launcher of the number `launcher` that reads ahead (0: none)."""
 
     platform: Platform
     launcher: int

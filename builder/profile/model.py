@@ -17,7 +17,6 @@ from builder.profile.forms import (
     PYTHON_OF,
     BaseImage,
     Destination,
-    Duration,
     EnvName,
     EnvValue,
     Glob,
@@ -40,6 +39,7 @@ from builder.profile.forms import (
 )
 from builder.profile.gpu import Gpu
 from builder.profile.models import Model, models_are_told_apart
+from builder.profile.starting import Budget, Start
 
 _Complaints = Iterator[tuple[tuple[str | int, ...], str]]
 
@@ -211,38 +211,6 @@ class Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """What a start reads, and what is done with that. The layers stay what they are, and shared."""
-
-    trace: LocalPath = field(
-        doc="The file that `build trace` wrote, relative to the folder of the profile that says so.",
-        example="ocr.trace.json",
-    )
-    readahead: bool = field(
-        doc="Whether a process beside the program reads ahead, from many places at once, what the start is known to read: on "
-        "a node that starts the image lazily. The entrypoint is started by it and keeps its process; needs the image's Python.",
-        default=True,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How long a cold start may take; `build start --budget` says no where it takes longer, `build advise` says what to do."""
-
-    total: Duration | None = field(doc="All of it, until the program is ready.", default=None, example="20s")
-    pull: Duration | None = field(doc="Until all layers are pulled, or mounted.", default=None, example="5s")
-    model: Duration | None = field(
-        doc="What the program marks as `model pull` and `model load`.", default=None, example="10s"
-    )
-
-    @property
-    def limits(self) -> Mapping[str, float]:
-        """The parts that have a limit, in seconds."""
-        found = {"total": self.total, "pull": self.pull, "model": self.model}
-        return {name: float(limit) for name, limit in found.items() if limit is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Soci:
     """The SOCI index, with which a node starts the image before it has pulled it."""
 
@@ -252,6 +220,12 @@ class Soci:
     )
     min_layer_size: Size = field(
         name="min-layer-size", doc="Layers smaller than this are pulled as a whole.", default=Size(10 << 20)
+    )
+    spans: Literal["uniform", "adaptive"] | None = field(
+        doc="`uniform`, which is what happens if it is not said, or `adaptive`: small where `start.trace` says that a start "
+        "reads, large elsewhere. Fewer bytes come, and the index is smaller; the layers stay what they are.",
+        default=None,
+        example="uniform",
     )
 
 
@@ -317,6 +291,14 @@ def _reading_ahead_needs_python(python: Python | None, start: Start | None) -> _
         )
 
 
+def _adapting_needs_a_trace(start: Start | None, publish: Publish) -> _Complaints:
+    if publish.soci.spans == "adaptive" and start is None:
+        yield (
+            ("publish", "soci", "spans"),
+            "it is not known what a start reads: add start: {trace: FILE}, or write uniform",
+        )
+
+
 def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
     first: dict[str, int] = {}
     for index, template in enumerate(templates):
@@ -336,6 +318,7 @@ class Profile:
         _slim_needs_wheels,
         _gpu_needs_an_image,
         _reading_ahead_needs_python,
+        _adapting_needs_a_trace,
         _templates_do_not_collide,
         models_are_told_apart,
     )
