@@ -16,9 +16,6 @@ from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop, for_each
 
-PART = 16 << 20
-"""The most bytes of one request."""
-
 _MEMORY = CONNECTIONS * CHUNK_SIZE
 _TRIES = 3
 _SLOW = 1.5
@@ -48,12 +45,11 @@ class Fetcher:
 
         Raises `WrongModelError` where what comes is not what the index says, and what the source raises.
         """
-        tasks: list[Run | Piece] = []
-        size = sum(opened.chunked.length(chunk) for opened, chunks in wanted for chunk in chunks)
-        most = min(PART, max(CHUNK_SIZE, size // CONNECTIONS))
-        for opened, chunks in wanted:
-            if chunks:
-                tasks += runs(opened, chunks, most) if isinstance(self._source, Ranged) else [Run(opened, 0, 0)]
+        tasks: list[Run | Piece] = (
+            list(runs(wanted))
+            if isinstance(self._source, Ranged)
+            else [Run(opened, 0, 0) for opened, chunks in wanted if chunks]
+        )
         if not tasks:
             return
         if (

@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from builder.models.chunked import Open
+from builder.models.values import CHUNK_SIZE
 
 CONNECTIONS = 12
 """How many requests are on their way at once: at 50 MB/s for each connection, that is 600 MB/s."""
+
+PART = 16 << 20
+"""The most bytes of one request."""
 
 _LEAST = 1 << 20
 
@@ -46,19 +50,27 @@ class Piece:
     shared: Room
 
 
-def runs(opened: Open, chunks: Sequence[int], most: int) -> Iterator[Run]:
-    """Chunks that lie side by side together, up to so many bytes."""
-    run: Run | None = None
-    cut = opened.chunked.cuts
-    for chunk in chunks:
-        if run is not None and chunk == run.last + 1 and cut[chunk + 1] - cut[run.at] <= most:
-            run.last = chunk
-            continue
+def runs(wanted: Sequence[tuple[Open, Sequence[int]]]) -> Iterator[Run]:
+    """Chunks that lie side by side together: a few at the beginning, so that what follows in the file is soon there without a
+    gap; many then; and a few at the end, so that all requests end together."""
+    left = sum(opened.chunked.length(chunk) for opened, chunks in wanted for chunk in chunks)
+    done = 0
+    for opened, chunks in wanted:
+        run: Run | None = None
+        size = 0
+        for chunk in chunks:
+            length = opened.chunked.length(chunk)
+            most = max(min(PART, done // CONNECTIONS, left // CONNECTIONS), CHUNK_SIZE)
+            if run is not None and chunk == run.last + 1 and size + length <= most:
+                run.last, size = chunk, size + length
+            else:
+                if run is not None:
+                    yield run
+                run, size = Run(opened, chunk, chunk), length
+            left -= length
+            done += length
         if run is not None:
             yield run
-        run = Run(opened, chunk, chunk)
-    if run is not None:
-        yield run
 
 
 def shared(runs: Sequence[Run | Piece]) -> Iterator[Run | Piece]:

@@ -16,10 +16,10 @@ from builder.models.chunked import Chunked, Open, WrongModelError
 from builder.models.delta import Older, Place
 from builder.models.fetching import Fetcher
 from builder.models.filling import Filling, journal_of
+from builder.models.hashing import Hasher
 from builder.oci.digest import Digest
 from builder.parallel import Stop, for_each
 from builder.progress import Progress, human_size
-from builder.registry.download import Follower
 from builder.store import Store, free_bytes, partial_lock
 
 _READERS = 4
@@ -174,14 +174,14 @@ class _Whole:
         with ExitStack() as stack:
             filling = stack.enter_context(Filling(self._store.partial(self.chunked.whole_key), self.chunked.cuts))
             self.opened = Open(self.chunked, filling, check=False, finished=self.settle)
-            self._follower: Follower | None = None
+            self._hasher: Hasher | None = None
             if self.chunked.file.size >= _FOLLOWED:
-                self._follower = stack.enter_context(Follower(filling.path, self._stop))
-                self.opened.landed = self._follower.landed
+                self._hasher = stack.enter_context(Hasher(filling))
+                self.opened.landed = self._hasher.landed
                 missing = set(filling.missing())
                 for chunk in range(len(self.chunked.cuts) - 1):
                     if chunk not in missing:
-                        self._follower.landed(*filling.span(chunk))
+                        self._hasher.landed(*filling.span(chunk))
             self._stack = stack.pop_all()
         return self
 
@@ -198,7 +198,7 @@ class _Whole:
     def _settle(self) -> None:
         chunked, filling = self.chunked, self.opened.filling
         expected = Digest(chunked.file.sha256)
-        found = self._follower.digest(filling.size) if self._follower else filling.digest()
+        found = self._hasher.digest() if self._hasher else filling.digest()
         if found != expected:
             damaged = _damaged(self.opened)
             if chunked.hashes is not None and not damaged:
