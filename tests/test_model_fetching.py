@@ -24,6 +24,7 @@ from builder.models.chunked import Chunked, Open
 from builder.models.delta import Older
 from builder.models.fetching import Fetcher
 from builder.models.filling import Filling
+from builder.models.hashing import Hasher
 from builder.models.values import ModelFile
 from builder.models.whole import Bringing
 from builder.oci.digest import Digest
@@ -158,3 +159,18 @@ def test_a_failure_ends_the_others(tmp_path: Path) -> None:
     file = chunked([100], indexed=True)
     with Filling(tmp_path / "file", file.cuts) as filling, pytest.raises(BuilderError):
         Fetcher(Odd(["flip"] * 9), Stop()).fetch([(Open(file, filling), [0, 1])])  # type: ignore[arg-type]
+
+
+@given(some.permutations(range(10)), some.integers(0, 10))
+@settings(max_examples=30, deadline=None)
+def test_a_file_is_hashed_in_order_whatever_comes_first(order: list[int], told: int) -> None:
+    cuts = tuple(range(0, 1001, 100))
+    with tempfile.TemporaryDirectory() as name, Filling(Path(name, "file"), cuts) as filling:
+        with Hasher(filling) as hasher:
+            for chunk in order:
+                filling.put(chunk, memoryview(DATA)[chunk * 100 : chunk * 100 + 100])
+                hasher.landed(*filling.span(chunk))
+            assert hasher.digest() == Digest.of(DATA) == filling.digest()
+        with Hasher(filling) as unfinished:  # which ends although nothing comes
+            for chunk in order[:told]:
+                unfinished.landed(*filling.span(chunk))

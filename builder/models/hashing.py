@@ -25,6 +25,7 @@ class Hasher:
         self._landed: dict[int, int] = {}
         self._reached = 0
         self._stopped = False
+        self._failed = False
         self._state = hashlib.sha256()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -48,12 +49,21 @@ class Hasher:
     def digest(self) -> Digest:
         """The digest of the whole file, all of whose bytes have landed."""
         with self._news:
-            self._news.wait_for(lambda: self._reached == self._filling.size)
-            return Digest(self._state.hexdigest())
+            self._news.wait_for(lambda: self._reached == self._filling.size or self._failed)
+            if not self._failed:
+                return Digest(self._state.hexdigest())
+        return self._filling.digest()
 
     def _run(self) -> None:
-        if not self._filling.size:
-            return
+        try:
+            if self._filling.size:
+                self._hash()
+        except (OSError, ValueError):  # this file system has no files in memory: the file is read at its end
+            with self._news:
+                self._failed = True
+                self._news.notify_all()
+
+    def _hash(self) -> None:
         with self._filling.map() as map:
             while (end := self._next()) > self._reached:
                 with memoryview(map)[self._reached : end] as stretch:
