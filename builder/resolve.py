@@ -80,7 +80,7 @@ def resolve(
     own = _own_places(found.files, found.templates), _own_places(previous.files, previous.templates) if previous else ()
     platforms = tuple(
         _with_contract(
-            _platform(loaded, platform, places, _of(previous, platform), upgrade, progress, own),
+            _platform(loaded, platform, places, _of(previous, platform), upgrade, progress, own, found.files),
             loaded,
             found.files,
             _of(previous, platform),
@@ -115,6 +115,7 @@ def _platform(
     upgrade: bool | frozenset[str],
     progress: Progress,
     own: OwnPlaces,
+    files: Sequence[LockedLocal],
 ) -> LockedPlatform:
     profile = loaded.profile
     if profile.base is None:
@@ -135,7 +136,7 @@ def _platform(
     if not profile.python and not profile.cuda:
         return LockedPlatform(platform, found, image=image)
     request = request_of(loaded, platform, image)
-    wheels, cuda = _wheels(loaded, platform, below, request, places, previous, upgrade, progress)
+    wheels, cuda = _wheels(loaded, platform, below, request, places, previous, upgrade, progress, files)
     version = python_version(profile, image)
     wheels = _slim(profile, wheels, version, places)
     python = None
@@ -269,6 +270,7 @@ def _wheels(
     previous: LockedPlatform | None,
     upgrade: bool | frozenset[str],
     progress: Progress,
+    files: Sequence[LockedLocal],
 ) -> tuple[tuple[LockedWheel, ...], LockedCuda | None]:
     """The wheels of Python and CUDA together, and which CUDA that is; kept where nothing else is asked for."""
     profile = loaded.profile
@@ -305,9 +307,11 @@ def _wheels(
         if cuda.flavour != "auto":
             return composed(cuda)
     from builder.findings import flavour as smallest
+    from builder.findings import inputs
 
     executable = (image.executable if image else f"/usr/bin/python{version}") if profile.python else ""
-    means = smallest.Means(places.store, places.ensure, progress, dict(profile.image.env))
+    own = inputs.own(files, loaded.root)
+    means = smallest.Means(places.store, places.ensure, progress, dict(profile.image.env), own)
     return smallest.decide(cuda, composed, LockedPlatform(platform, debian, image=image), version, executable, means)
 
 

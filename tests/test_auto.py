@@ -153,6 +153,24 @@ def test_what_the_profile_says_beside_it_counts(small_cuda: World, tmp_path: Pat
     assert "nvidia-cudnn-cu13" not in locked(small_cuda, tmp_path / "none", ["opens-dnn"], ", cudnn: false")["wheels"]
 
 
+def test_the_profiles_own_files_count(small_cuda: World, tmp_path: Path) -> None:
+    """A library of one's own, for which nothing else is in the image, and a link to it."""
+    path = profile(tmp_path, ["plain"])
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/libown.so").write_bytes(Elf("libown.so", ["libcudart.so.13"]).bytes())
+    (tmp_path / "app/liblink.so").symlink_to("libown.so")
+    path.write_text(path.read_text() + "files: [{from: app, to: /lib/own}]\n")
+    environ = small_cuda.environment(small_cuda.root / "cache")
+    assert run(["lock", path], tmp_path, environ).code == 0
+    cuda = json.loads(path.with_suffix(".lock.json").read_text())["platforms"][0]["cuda"]
+    assert cuda["flavour"] == "base"
+    assert cuda["reasons"] == ["libcudart.so.13: needed by /usr/lib/own/libown.so (own files), brought by nothing else"]
+    libraries = run(["plan", path, "--findings", "--format", "json"], tmp_path, environ).json["linux/amd64"][
+        "libraries"
+    ]
+    assert ("own files", "libcudart.so.13") in {(item["of"], item["needs"]) for item in libraries}
+
+
 def test_what_cannot_run_is_told_when_locking(small_cuda: World, tmp_path: Path) -> None:
     path = profile(tmp_path, ["needs-nothing-else"])
     done = run(["lock", path], tmp_path, small_cuda.environment(small_cuda.root / "cache"))
@@ -262,7 +280,7 @@ def test_what_a_base_image_and_the_wheels_bring_both(small_cuda: World, cuda_ima
     assert run(["lock", path], tmp_path, environ).code == 0
     done = run(["plan", path, "--findings", "--format", "json"], tmp_path, environ)
     found = {item["kind"]: item for item in done.json["linux/amd64"]["findings"]}
-    assert set(found) == {"own-cuda", "shadowed"}
+    assert set(found) == {"own-cuda", "shadowed", "damaged"}  # its C library is no real one
     assert found["own-cuda"]["size"] > 300_000
     assert "2 libraries of the base image are there twice" in found["own-cuda"]["what"]
     shadowed = [item for item in done.json["linux/amd64"]["findings"] if item["kind"] == "shadowed"]

@@ -316,6 +316,13 @@ def test_what_slim_leaves_out_is_missing() -> None:
     assert one(found(replace(whole, gone=lambda path: path == "demo/libinner.so")), "missing").level == "error"
 
 
+def test_damaged_files_are_told() -> None:
+    broken = InputFacts((), (), (("site/demo/libx.so", 10, ""),), (("site/demo/libx.so", "the headers end too early"),))
+    item = one(found(Input("demo 1.0", "wheel", broken)), "damaged")
+    assert (item.level, item.what) == ("warning", "demo 1.0: demo/libx.so: it cannot be loaded")
+    assert item.where == ("the headers end too early",)
+
+
 def test_modules_for_other_pythons_are_nobodys() -> None:
     other = Elf(None, ["libgone.so.1"])
     assert found(wheel("demo 1.0", {"demo/_ext.cpython-312-x86_64-linux-gnu.so": other})) == []

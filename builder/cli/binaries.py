@@ -14,7 +14,7 @@ from builder.findings.loader import Search
 from builder.findings.minimal import Saving
 from builder.findings.report import LEVELS, Finding, short
 from builder.findings.scan import Edge, Scan, scan
-from builder.lock import LockedPlatform
+from builder.lock import Lock, LockedPlatform
 from builder.progress import human_size
 
 _MOST_PLACES = 3
@@ -102,13 +102,13 @@ class Examined:
             yield _TERMS
 
 
-def examine(work: Work, locked: LockedPlatform, *, fetch: bool) -> Examined | None:
+def examine(work: Work, lock: Lock, locked: LockedPlatform, *, fetch: bool) -> Examined | None:
     """Examines a platform; None where inputs have not been read, unless they are to be fetched and read."""
     context, profile = work.context, work.loaded.profile
     if not fetch and inputs.unread(locked, context.store):
         return None
     facts = inputs.read(locked, context.store, work.fetcher.ensure, context.progress)
-    found = inputs.scanned(locked, facts, dict(profile.image.env))
+    found = inputs.scanned(locked, facts, dict(profile.image.env), inputs.own(lock.files, work.loaded.root))
     plain = _without_paths(locked, found)
     version = inputs.python(locked)
     asked = profile.base.packages if profile.base else ()

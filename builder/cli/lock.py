@@ -69,7 +69,7 @@ def _stops(work: Work, lock: Lock) -> Iterator[str]:
         if locked.cuda or locked.gpu:
             from builder.cli import binaries  # few images have GPUs
 
-            found = binaries.examine(work, locked, fetch=False)
+            found = binaries.examine(work, lock, locked, fetch=False)
             for item in found.findings if found else ():
                 if item.level == "error":
                     yield f"cannot run on {locked.platform}: {item.what}; `build plan --findings` says more"

@@ -95,7 +95,7 @@ def _examined(work: Work, lock: Lock, *, fetch: bool) -> Iterator[tuple[str, Exa
     from builder.cli import binaries  # takes long to import
 
     for locked in lock.platforms:
-        if found := binaries.examine(work, locked, fetch=fetch):
+        if found := binaries.examine(work, lock, locked, fetch=fetch):
             yield str(locked.platform), found
 
 

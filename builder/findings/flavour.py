@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from builder.cuda import flavours
 from builder.cuda.flavours import Asked
 from builder.findings import auto, inputs
+from builder.findings.root import Input
 from builder.findings.scan import Scan
 from builder.lock import LockedCuda, LockedFile, LockedPlatform, LockedPython, LockedWheel
 from builder.progress import Progress
@@ -19,12 +20,13 @@ Composed = tuple[tuple[LockedWheel, ...], LockedCuda]
 
 @dataclass(frozen=True)
 class Means:
-    """What reading inputs needs; `env` are the variables that the profile sets."""
+    """What reading inputs needs; `env` are the variables that the profile sets, `files` its own files."""
 
     store: Store
     ensure: Callable[[Iterable[LockedFile]], None]
     progress: Progress
     env: Mapping[str, str] = field(default_factory=dict)
+    files: Input | None = None
 
 
 def decide(
@@ -50,7 +52,7 @@ def decide(
         if executable:
             locked = replace(skeleton, python=LockedPython(version, executable, False, (), "", wheels), cuda=cuda)
         facts = inputs.read(locked, means.store, means.ensure, means.progress)
-        return inputs.scanned(locked, facts, means.env)
+        return inputs.scanned(locked, facts, means.env, means.files)
 
     choice = auto.choose(scanned(), candidates, asked.version)
     if choice.candidate != candidates[0]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from builder.binaries.facts import InputFacts
+from builder.binaries.files import of_files
 from builder.binaries.gather import Item, gather
 from builder.binaries.known import known
 from builder.cuda import environment, links
@@ -12,10 +15,11 @@ from builder.findings.loader import Search
 from builder.findings.root import Input, compose
 from builder.findings.scan import Scan, scan
 from builder.layers.tar import Kind
-from builder.lock import LockedFile, LockedPlatform, LockedWheel
+from builder.lock import LockedFile, LockedLocal, LockedPlatform, LockedWheel
 from builder.plan import base_layers
 from builder.progress import Progress
 from builder.sources import slim
+from builder.sources.local import image_path
 from builder.sources.wheel import site_packages
 from builder.store import Store
 
@@ -56,6 +60,14 @@ def of(locked: LockedPlatform, facts: Mapping[str, InputFacts]) -> tuple[Input, 
     return (*below, *debs, *wheels, *_links(locked, facts))
 
 
+def own(files: Iterable[LockedLocal], folder: Path) -> Input:
+    """The profile's own files, whose paths start from `folder`: binaries, and links."""
+    placed = [(file, f"/{image_path(file.to)}") for file in files]
+    facts = of_files((place, folder / file.source) for file, place in placed if file.target is None)
+    links = tuple(sorted((place, file.target) for file, place in placed if file.target is not None))
+    return Input("own files", "files", replace(facts, links=links))
+
+
 def python(locked: LockedPlatform) -> str | None:
     """The version `3.N` in the name of the folder that wheels are in."""
     if locked.python:
@@ -87,9 +99,11 @@ def search(locked: LockedPlatform, env: Mapping[str, str]) -> Search:
     )
 
 
-def scanned(locked: LockedPlatform, facts: Mapping[str, InputFacts], env: Mapping[str, str]) -> Scan:
-    """All binaries of a platform, opened; `env` are the variables that the profile itself sets."""
-    tree = compose(of(locked, facts), python(locked))
+def scanned(
+    locked: LockedPlatform, facts: Mapping[str, InputFacts], env: Mapping[str, str], files: Input | None = None
+) -> Scan:
+    """All binaries of a platform, opened; `env` are the variables that the profile itself sets, `files` its own files."""
+    tree = compose((*of(locked, facts), *([files] if files else [])), python(locked))
     version = locked.python.version if locked.python else None
     executable = locked.python.executable if locked.python else ""
     return scan(tree, search(locked, environ(locked, env)), version, executable)

@@ -52,6 +52,12 @@ def report(scan: Scan, plain: Scan) -> tuple[Finding, ...]:
         *_own_cuda(twice),
         *_twice(twice),
         *_guessed(scan),
+        *(
+            Finding(
+                "warning", "damaged", f"{what}: it cannot be loaded", (why,), 0, "choose another version of the package"
+            )
+            for what, why in scan.root.damaged.items()
+        ),
     ]
     return tuple(sorted(found, key=lambda item: (LEVELS.index(item.level), -item.size, item.what)))
 

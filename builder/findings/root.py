@@ -43,11 +43,13 @@ class File:
 
 @dataclass
 class Root:
-    """A file system of names: `files` by real path, `links` by path."""
+    """A file system of names: `files` by real path, `links` by path; `damaged` says why a file is no ELF file though it begins
+    as one."""
 
     files: dict[str, File] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     folders: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    damaged: dict[str, str] = field(default_factory=dict)
 
     def real(self, path: str) -> str:
         """The path that an absolute path leads to, existing or not; a chain of links without an end leads to itself,
@@ -110,6 +112,7 @@ def compose(inputs: Iterable[Input], python: str | None) -> Root:
         for name in _MERGED:
             _link(root, f"/{name}", f"usr/{name}")
     for item in inputs:
+        root.damaged |= {f"{item.name}: {path.partition('/')[2]}": why for path, why in item.facts.damaged}
         if item.kind == "image":
             _hide(root, item.facts)
         binaries = {binary.path: binary for binary in item.facts.binaries}
