@@ -192,4 +192,4 @@ def _documents(images: Sequence[Image], plan: Plan, store: Store) -> Converted:
         layers = tuple(index.Layer(layer.blob, layer.ztoc) for layer in image.layers)
         annotations = dict(plan.annotations) | told[image.platform]
         plain.append(PlainImage(image.platform, described, layers, plan.soci.span_size, annotations))
-    return index.convert(plain)
+    return index.convert(plain, unlisted=plan.soci.platform == "unknown")

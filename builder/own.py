@@ -103,4 +103,5 @@ def soci_settings(profile: Profile) -> SociSettings:
     """Which layers get a ztoc, as the profile says."""
     soci = profile.publish.soci
     spans = "adaptive" if soci.spans == "adaptive" else ""
-    return SociSettings(soci.enabled, int(soci.span_size), int(soci.min_layer_size), spans)
+    platform = "unknown" if soci.platform == "unknown" else ""
+    return SociSettings(soci.enabled, int(soci.span_size), int(soci.min_layer_size), spans, platform)

@@ -89,7 +89,7 @@ start: {trace: sdxl-turbo.trace.json, readahead: true}
 budget: {total: 20s, pull: 5s, model: 10s}
 
 publish:
-  soci: {enabled: true, span-size: 4MiB, min-layer-size: 10MiB, spans: adaptive}
+  soci: {enabled: true, span-size: 4MiB, min-layer-size: 10MiB, spans: adaptive, platform: unknown}
   to: oci:out/sdxl-turbo
   models: localhost:5000/models
 """

@@ -20,7 +20,7 @@ import judges
 import pytest
 from layouts import Layout as RawLayout
 from layouts import plain
-from world import BUILD, Real
+from world import BUILD, Real, run
 
 from builder.coldstart import picture, state, tools, values
 from builder.coldstart import trace as traces
@@ -189,6 +189,24 @@ def test_two_at_once(real: Real, folder: Path, path: str) -> None:
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 0
         assert values.parse(out, "stdout").starts[0].spans > 0
+
+
+def test_the_index_is_fetched_once(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
+    """An entry of no platform is left alone by what pulls all of one; the image starts lazily as before."""
+    shutil.copytree(real.profile.parent / "real", tmp_path / "real")
+    profile = tmp_path / "real.yaml"
+    profile.write_text(
+        real.profile.read_text().replace("min-layer-size: 5MiB", "min-layer-size: 5MiB, platform: unknown")
+    )
+    shutil.copy(real.profile.with_suffix(".lock.json"), tmp_path / "real.lock.json")
+    environ = {**os.environ, "XDG_CACHE_HOME": str(real.cache)}
+    done = run(["publish", "-q", "--lock", profile, "oci:out"], tmp_path, environ)
+    assert done.code == 0, done.err
+    assert run(["verify", "oci:out"], tmp_path, environ).code == 0
+    options = ("--entrypoint", "python", "--", "-c", "import numpy")
+    twice, once = (started(folder, path, f"oci:{out}", *options).cold()[0] for out in (real.out, tmp_path / "out"))
+    assert once.spans == twice.spans > 0
+    assert twice.bytes - once.bytes > 1_000_000
 
 
 def traced(folder: Path, path: str, file: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

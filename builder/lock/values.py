@@ -196,12 +196,13 @@ class LockedModel:
 @dataclass(frozen=True)
 class SociSettings:
     """Which layers get a ztoc and how far apart its checkpoints are; both in bytes. `spans` is `adaptive` where they are small
-    where a start reads, and large elsewhere; else nothing."""
+    where a start reads, and large elsewhere; `platform` is `unknown` where the index's entry is of no platform; else nothing."""
 
     enabled: bool = True
     span_size: int = 4 << 20
     min_layer_size: int = 10 << 20
     spans: str = ""
+    platform: str = ""
 
 
 @dataclass(frozen=True)

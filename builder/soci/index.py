@@ -79,10 +79,16 @@ def wants_ztoc(layer: Descriptor, min_layer_size: int) -> bool:
     return layer.media_type in _INDEXED and layer.size >= min_layer_size
 
 
-def convert(images: Sequence[PlainImage]) -> Converted:
+UNKNOWN = Platform("unknown", "unknown")
+"""The platform of what no client should pull by itself, as BuildKit gives it to attestations."""
+
+
+def convert(images: Sequence[PlainImage], *, unlisted: bool = False) -> Converted:
     """Index the images and bind all of it in one OCI index.
 
-    The real tool, asked for all platforms of a layout with these images, writes the same bytes. Where no image
+    `unlisted`: the entries of SOCI indexes are of no platform, so that clients that pull all entries of their platform leave
+    the ztocs to the snapshotter, which fetches them in any case. Otherwise
+    the real tool, asked for all platforms of a layout with these images, writes the same bytes. Where no image
     has a ztoc it refuses; here the outcome is the plain OCI index of the images. That is also the input
     from which the tool makes the same as this function: `convert` of the same images without their ztocs.
     """
@@ -102,7 +108,7 @@ def convert(images: Sequence[PlainImage]) -> Converted:
         manifests.append(described)
         if index:
             binding = {IMAGE_MANIFEST_DIGEST: str(described.digest)}
-            indexes.append(replace(index, annotations=binding, platform=image.platform))
+            indexes.append(replace(index, annotations=binding, platform=UNKNOWN if unlisted else image.platform))
     text = top_index([*manifests, *indexes])
     top = Descriptor(spec.INDEX, Digest.of(text), len(text))
     return Converted(

@@ -32,7 +32,14 @@ from builder.parallel import Stop, for_each
 from builder.progress import Progress, Task
 from builder.soci import read
 from builder.soci.check import ZtocCheck
-from builder.soci.index import ARTIFACT_TYPE, IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, LAYER_DIGEST, LAYER_MEDIA_TYPE
+from builder.soci.index import (
+    ARTIFACT_TYPE,
+    IMAGE_MANIFEST_DIGEST,
+    INDEX_DIGEST,
+    LAYER_DIGEST,
+    LAYER_MEDIA_TYPE,
+    UNKNOWN,
+)
 from builder.soci.read import Ztoc
 from builder.verify.findings import Finding, Kind, VerifiedImage, VerifiedLayer, says_no
 
@@ -133,7 +140,7 @@ def _bound(
         names = index.annotations.get(IMAGE_MANIFEST_DIGEST)
         if names != str(image.manifest.digest):
             report.add(Kind.SOCI, f"its SOCI index {index.digest} is for another image, {names}", **where)
-        if index.platform and index.platform != image.platform:
+        if index.platform not in (None, UNKNOWN, image.platform):
             report.add(Kind.SOCI, f"its SOCI index {index.digest} is for {index.platform}", **where)
         document = report.attempt(Kind.SOCI, read_document, source, index, **where)
         if document is not None:
