@@ -103,11 +103,15 @@ def scales(numbers: Floats, dtype: str) -> npt.NDArray[np.float32]:
 
 
 @np.errstate(all="ignore")
-def quantise(numbers: Floats, dtype: str, out: Any) -> Errors:
-    """Writes the rows of a matrix in steps of their `scales` to `out`, a signed byte each. Raises `NoNumberError`."""
+def quantise(numbers: Floats, dtype: str, out: Any) -> tuple[bytes, Errors]:
+    """Writes the rows of a matrix in steps of their `scales` to `out`, a signed byte each; gives the scales as bytes of `dtype`.
+
+    Raises `NoNumberError`.
+    """
     rows, columns = numbers.shape
     written = np.frombuffer(out, np.int8).reshape(rows, columns)
-    steps = scales(numbers, dtype)[:, None]
+    found = scales(numbers, dtype)
+    steps = found[:, None]
     errors = Errors()
     count = max(1, _PIECE // columns)
     for start in range(0, rows, count):
@@ -120,7 +124,7 @@ def quantise(numbers: Floats, dtype: str, out: Any) -> Errors:
         np.copyto(written[start : start + count], near, casting="unsafe")
         np.multiply(near, step, out=near)
         errors += _errors(part, near)
-    return errors
+    return encode(found, dtype), errors
 
 
 def pack(out: Any, columns: int) -> Any:

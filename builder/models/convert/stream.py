@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,13 @@ class PrecisionError(BuilderError):
 
 @dataclass(frozen=True)
 class _Block:
-    """`length` bytes of a source from `start` become the bytes of the target from `at`."""
+    """`length` bytes of a source from `start` become the bytes of the target from `at`; scales of rows go to `scales`."""
 
     output: Output
     start: int
     length: int
     at: int
+    scales: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,15 @@ def write(
         conversion = _Conversion(source.file.path, file.fileno(), out.fileno(), target, clamp)
         conversion.put(head, 0)
         hashing = _Hashing(written.fileno(), stretches)
+        # Scales come with the rows that they are of, and are somewhere else in the file: it is whole in the end only.
+        in_order = not any(output.making == "scale" for output in made)
 
         def note(done: tuple[int, dict[str, Errors]]) -> None:
             number, found = done
             for name, each in found.items():
                 errors[name] = errors.get(name, Errors()) + each
-            hashing.there(number)
+            if in_order:
+                hashing.there(number)
 
         try:
             if jobs == 1 or source.file.size < _ALONE:
@@ -97,6 +102,8 @@ def write(
                     note(conversion(stretch, advance))
             else:
                 workers.run(conversion, stretches, jobs, advance, started=hashing.start, done=note)
+            for stretch in () if in_order else stretches:
+                hashing.there(stretch.number)
             digest = hashing.digest()
         finally:
             hashing.stop()
@@ -126,8 +133,7 @@ class _Conversion:
             self.put(data, block.at)
             name = block.output.source.name
             errors[name] = errors.get(name, Errors()) + found
-            if block.output.making not in ("scale", "shape"):
-                advance(block.length)
+            advance(block.length)
         return stretch.number, errors
 
     def put(self, data: Any, at: int) -> None:
@@ -167,10 +173,9 @@ class _Conversion:
             if output.making == "cast":
                 return out, kernels.cast(raw, tensor.dtype, output.dtype, out, clamp=self._clamp)
             numbers = kernels.floats(raw, tensor.dtype).reshape(-1, tensor.shape[1])
-            if output.making == "scale":
-                return kernels.encode(kernels.scales(numbers, tensor.dtype), tensor.dtype), Errors()
             steps = out[: numbers.size]
-            errors = kernels.quantise(numbers, tensor.dtype, steps)
+            scales, errors = kernels.quantise(numbers, tensor.dtype, steps)
+            self.put(scales, block.scales)
             return (kernels.pack(steps, tensor.shape[1]) if output.making == "packed" else steps), errors
         except kernels.DoesNotFitError as error:
             raise PrecisionError(
@@ -249,18 +254,24 @@ def _stretches(made: Sequence[Output], at: int) -> Iterator[_Stretch]:
 
 
 def _blocks(made: Sequence[Output], at: int) -> Iterator[_Block]:
-    for output in made:
+    places = dict(zip(made, accumulate((output.size for output in made), initial=at), strict=False))
+    scales = {output.source: place for output, place in places.items() if output.making == "scale"}
+    for output, place in places.items():
         tensor = output.source
         size = tensor.end - tensor.start
         if output.making == "shape":
-            yield _Block(output, tensor.start, 0, at)
-        else:
+            yield _Block(output, tensor.start, 0, place)
+        elif output.making != "scale":
             unit = _unit(output)
             step = max(BLOCK // unit, 1) * unit
-            target_unit = output.size * unit // size if size else 0
+            width = output.size * unit // size if size else 0
+            scale = BITS[tensor.dtype] // 8
             for start in range(0, size, step):
-                yield _Block(output, tensor.start + start, min(step, size - start), at + start // unit * target_unit)
-        at += output.size
+                number = start // unit
+                place_of_scales = scales.get(tensor, 0) + number * scale
+                yield _Block(
+                    output, tensor.start + start, min(step, size - start), place + number * width, place_of_scales
+                )
 
 
 def _unit(output: Output) -> int:
