@@ -20,7 +20,7 @@ from judges import registry, require
 from layouts import Layout, plain
 from test_sbom import cyclonedx_problem, spdx_problems
 from test_soci import peer
-from world import Done, World, run, world
+from world import Done, Real, World, run, world
 
 from builder.oci import spec
 from builder.oci.digest import Digest
@@ -461,3 +461,47 @@ def test_settings_are_inherited_as_buildah_does(small: World, base: Path, tmp_pa
     ours = image_of(tmp_path / "out")[1]["config"]
     theirs["Labels"].pop("io.buildah.version", None)
     assert {**ours, "Env": sorted(ours["Env"])} == {**theirs, "Env": sorted(theirs["Env"])}
+
+
+DEBIAN = """\
+profile: 1
+name: debian
+base: {debian: bookworm, packages: [python3.11]}
+"""
+ON_DEBIAN = """\
+profile: 1
+name: service
+base: {image: "docker-archive:debian.tar:debian:12"}
+python: {version: "3.11", requirements: [click], bytecode: true}
+"""
+
+
+def test_a_service_runs_on_a_real_debian(tmp_path: Path) -> None:
+    """Real packages and wheels: the base as `docker save` would write it, what is made of it unpacked by umoci, and started."""
+    for name in ("below", "service"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "debian.yaml").write_text(DEBIAN)
+    below = Real.publish(tmp_path / "debian.yaml", tmp_path / "below")
+    skopeo(f"oci:{below.out}:latest", f"docker-archive:{tmp_path / 'debian.tar'}:debian:12")
+    (tmp_path / "service.yaml").write_text(ON_DEBIAN)
+    found = Real.publish(tmp_path / "service.yaml", tmp_path / "service")
+    locked = json.loads((tmp_path / "service.lock.json").read_text())["platforms"][0]
+    assert (locked["image"]["python"], locked["image"]["libc"]) == ("3.11.2", "2.36")
+    assert locked["image"]["packages"]["libc6"].startswith("2.36-")
+    root = tmp_path / "bundle/rootfs"
+    unpack = [str(require("umoci")), "unpack", "--rootless", "--image", f"{_flat(found.out, tmp_path)}:flat"]
+    subprocess.run([*unpack, str(root.parent)], check=True, capture_output=True)
+    program = "import click, sys; print(sys.prefix, click.__file__, click.__spec__.cached, sys.version_info[:3])"
+    started = ["unshare", "--user", "--map-root-user", "chroot", str(root), "/opt/venv/bin/python", "-v", "-c", program]
+    environ = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+    done = subprocess.run(started, capture_output=True, text=True, check=False, env=environ)
+    if done.returncode and done.stderr.startswith("unshare: unshare failed"):
+        pytest.skip("no user namespaces here")
+    assert done.returncode == 0, done.stderr
+    site = "/opt/venv/lib/python3.11/site-packages/click"
+    assert done.stdout.split()[:3] == [
+        "/opt/venv",
+        f"{site}/__init__.py",
+        f"{site}/__pycache__/__init__.cpython-311.pyc",
+    ]
+    assert f"code object from '{site}/__pycache__/__init__.cpython-311.pyc'" in done.stderr
