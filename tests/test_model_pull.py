@@ -20,9 +20,11 @@ from builder.errors import BuilderError, OfflineError, UsageError
 from builder.models import placing
 from builder.models.cache import Remembering
 from builder.models.chunked import WrongModelError
+from builder.models.lazy import Model
 from builder.models.placing import FolderError, How
 from builder.models.publish import publish
 from builder.models.pull import Published, Pulled, Pulling
+from builder.oci.digest import Digest
 from builder.oci.layout import Layout
 from builder.places.delivery import Sink
 from builder.progress import Silent
@@ -263,5 +265,16 @@ def test_from_a_layout(tmp_path: Path) -> None:
     publish(model, [Sink("layout", layout, ("v1",))], Silent())
     store = Store(tmp_path / "cache")
     opened = Published.open("oci:layout", Remembering(store, "oci:layout", lambda: layout), "v1")
+    with Model(opened, store) as lazy:
+        assert bytes(lazy.tensor("embed.weight").bytes()) == FILES["model-00001-of-00002.safetensors"][-(12 << 20) :]
+    path = layout.path(Digest(hashlib.sha256(FILES["config.json"]).hexdigest()))
+    path.chmod(0o644)
+    path.write_bytes(b"short")
+    with pytest.raises(WrongModelError, match=r"config\.json: its blob .* ends early"):
+        Pulling(store, Silent()).pull(opened, tmp_path / "model")
+    path.unlink()
+    with pytest.raises(BuilderError, match="cannot be read"):
+        Pulling(store, Silent()).pull(opened, tmp_path / "model")
+    path.write_bytes(FILES["config.json"])
     assert Pulling(store, Silent()).pull(opened, tmp_path / "model").changed
     assert found(tmp_path / "model") == FILES
