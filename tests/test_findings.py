@@ -155,7 +155,7 @@ def test_what_a_module_finds_for_its_libraries_they_do_not_lack() -> None:
     files = {
         f"demo/{EXT}": Elf(None, ["libouter.so", "libgone.so.1"], rpath="$ORIGIN"),
         "demo/libouter.so": Elf("libouter.so", ["libinner.so"]),
-        "demo/libinner.so": Elf("libinner.so"),
+        "demo/libinner.so": Elf("libinner.so", ["libgone.so.1"]),
     }
     assert one(found(wheel("demo 1.0", files)), "missing").what == "demo 1.0: libgone.so.1 is missing"
     assert len(found(wheel("demo 1.0", files))) == 1
@@ -339,6 +339,15 @@ def test_layers_of_an_image_hide_what_lies_below() -> None:
     assert set(tree.files) == {"/a/two", "/b/four"}
     assert not tree.links
     assert tree.file("/b/x/three") is None
+
+
+def test_a_link_hides_the_folder_that_was_there() -> None:
+    inputs = [
+        Input("base image, 1", "image", facts({"/usr/local/cuda/lib/x": b"1", "/opt/x": b"2"})),
+        Input("cuda 13.2", "cuda", facts({"/usr/local/cuda": "cuda-13.2"})),
+        Input("own files", "files", facts({"/opt": b"a file"})),
+    ]
+    assert set(compose(inputs, None).files) == {"/opt"}
 
 
 # -- what could go --------------------------------------------------------------------------------------------------

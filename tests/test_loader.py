@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -349,6 +350,56 @@ def test_the_model_says_what_the_loader_does(name: str) -> None:
     tree, library_path, conf, expected = TREES[name]
     said = dict(check(tree, library_path=library_path, conf=conf).loaded)
     assert {key: said.get(key) for key in expected} == expected
+
+
+DLOPEN = """
+import ctypes, json, os, sys
+root, *paths = sys.argv[1:]
+done = []
+for path in paths:
+    try:
+        ctypes.CDLL(path, mode=os.RTLD_NOW)
+        done.append(True)
+    except OSError:
+        done.append(False)
+mapped = {line.split(None, 5)[5].strip() for line in open("/proc/self/maps") if root in line}
+print(json.dumps([done, sorted(os.path.realpath(path) for path in mapped)]))
+"""
+
+
+@needs_ld_so
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_process_that_opens_one_after_the_other(data: st.DataObject) -> None:
+    """What is loaded is taken; what fails leaves nothing; versions are looked at."""
+    folders = ["/a", "/b"]
+    own = st.sampled_from([f"libown{letter}.so" for letter in "wxyz"])  # this machine has none of these
+    near = st.none() | st.sampled_from(["$ORIGIN", "$ORIGIN/../b", "$ORIGIN/../a"])
+    items = st.builds(
+        Elf,
+        soname=st.none() | own,
+        needed=st.lists(own, max_size=3, unique=True),
+        rpath=near,
+        runpath=st.none() | near,
+    )
+    drawn = data.draw(st.dictionaries(st.tuples(st.sampled_from(folders), own).map("/".join), items, min_size=1))
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name).resolve()
+        for path, elf in drawn.items():
+            (top / path[1:]).parent.mkdir(exist_ok=True)
+            (top / path[1:]).write_bytes(elf.bytes())
+        facts = facts_of(top)
+        paths = data.draw(st.lists(st.sampled_from(sorted(drawn)), min_size=1, max_size=4))
+        argv = [sys.executable, "-ISc", DLOPEN, str(top), *(f"{top}{path}" for path in paths)]
+        answer = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    real_done, real_mapped = json.loads(answer)
+    moved = [replace(binary, path=f"{top}{binary.path}") for binary in facts.binaries]
+    rows = tuple((f"{top}{path}", size, checksum) for path, size, checksum in facts.files)
+    root = compose([Input("all", "image", InputFacts(tuple(moved), (), rows))], None)
+    process = Process(Loader(root, Search("x86_64")))
+    done = [process.load(f"{top}{path}") for path in paths]
+    assert done == real_done
+    assert sorted(item.file.path for item in process.maps) == real_mapped
 
 
 FOLDERS = [SYSTEM, "/usr/lib", "/opt/a", "/opt/b", "/opt/c/deep"]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -154,7 +154,6 @@ class Loader:
             while each:
                 chain.append(each)
                 each = each.loader
-            chain += [program] if program and program not in chain else []
             for item in chain:
                 if not item.binary.runpath:
                     yield from self._split(item.binary.rpath, item, f"RPATH of {posixpath.basename(item.path)}")
@@ -243,16 +242,28 @@ class Process:
         other._sonames, other._files = dict(self._sonames), dict(self._files)
         return other
 
-    def open(self, name: str, asking: Loaded | None = None) -> Loaded | str:
-        """What `dlopen` does, called by a file (or the program): the library with all that it needs, or why it is not found.
+    def open(self, name: str) -> Loaded | str:
+        """What the program's `dlopen` looks for: the library with all that it needs, or why it is not found.
 
-        What it needs may be `missing`; then a real `dlopen` fails and leaves nothing, which `is_whole` tells.
+        What it needs may be `missing`, and stays so; what was found of it is loaded, to tell who gets what.
         """
         before = len(self.maps)
-        found = self._map(name, asking or self.program)
+        found = self._map(name, self.program)
         if isinstance(found, Loaded) and len(self.maps) > before:
             self._load_needed(found)
         return found
+
+    def load(self, name: str, is_given: Callable[[str], bool] = lambda name: False) -> bool:
+        """What `dlopen` does: the library and all that it needs are there afterwards, or nothing of it. `is_given` says of
+        libraries that are not in the root that they are there when it runs."""
+        state = list(self.maps), dict(self._names), dict(self._sonames), dict(self._files)
+        found = self.open(name)
+        if isinstance(found, Loaded):
+            missing = {name for item in self.maps[len(state[0]) :] for name in item.missing}
+            if all(map(is_given, missing)):
+                return True
+        self.maps, self._names, self._sonames, self._files = state
+        return False
 
     def lacks(self, files: Sequence[Loaded]) -> list[Lack]:
         """The versions that libraries of this process do not have, of those that these files ask for."""

@@ -166,18 +166,15 @@ class _Scanner:
         else:
             process = self._base.copy()
             for each in before:
-                process.open(each.path)
+                process.load(each.path, _is_driver)
                 for path in self._first(each.owner):
-                    process.open(path)
+                    process.load(path, _is_driver)
             first = process.open(file.path)
         if isinstance(first, str):  # nothing of the image leads there
             first = Loaded(file.path, file.path, file, file.binary, None, first)
         loaded = closure(first)
         missing = [
-            (item, name, reason)
-            for item in loaded
-            for name, reason in item.missing.items()
-            if not known.DRIVER.fullmatch(name)
+            (item, name, reason) for item in loaded for name, reason in item.missing.items() if not _is_driver(name)
         ]
         return _Opened(first, loaded, missing, process)
 
@@ -261,6 +258,10 @@ class _Scanner:
                 there += [(file, name) for name in names]
                 guessed += [] if names else [(file, start)]
         return tuple(there), tuple(lost), tuple(guessed)
+
+
+def _is_driver(name: str) -> bool:
+    return known.DRIVER.fullmatch(name) is not None
 
 
 def _worse(one: Unmet | None, other: Unmet) -> Unmet:
