@@ -50,6 +50,8 @@ class Older:
         for path, start, chunk in self._chunks():
             if chunk in wanted and chunk not in found:
                 found[chunk] = Place(path, start)
+                if len(found) == len(wanted):
+                    break
         return found
 
     def _chunks(self) -> Iterator[tuple[Path, int, tuple[str, int]]]:
