@@ -16,7 +16,9 @@ from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop, for_each
 
-_MEMORY = CONNECTIONS * CHUNK_SIZE
+MEMORY = CONNECTIONS * CHUNK_SIZE
+"""The most bytes that are in memory to be checked; one chunk, if that alone is larger."""
+
 _TRIES = 3
 _SLOW = 1.5
 """Seconds after which a request has taken too long if others have nothing to do; `PART` at 11 MB/s."""
@@ -52,14 +54,12 @@ class Fetcher:
         )
         if not tasks:
             return
-        if (
-            isinstance(self._source, Ranged)
-            and len(tasks) <= CONNECTIONS // 2
-            and all(each.check for each, _ in wanted)
-        ):
+        checked = all(opened.check for opened, _ in wanted)
+        size = sum(opened.chunked.length(chunk) for opened, chunks in wanted for chunk in chunks)
+        if isinstance(self._source, Ranged) and checked and len(tasks) <= CONNECTIONS // 2 and size <= MEMORY:
             tasks = list(shared(tasks))
-        largest = max(1, *(opened.chunked.largest for opened, _ in wanted if opened.check), 1)
-        threads = max(1, min(CONNECTIONS, len(tasks), _MEMORY // largest))
+        largest = max((opened.chunked.largest for opened, _ in wanted if opened.check), default=1)
+        threads = max(1, min(CONNECTIONS, len(tasks), MEMORY // max(largest, 1)))
         stop = Stop(self._stop)
         failures = for_each(_Worker(self._source, stop, self._advance, len(tasks)).do, tasks, threads, stop)
         self._stop.check()

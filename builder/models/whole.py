@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from builder.errors import StoreError
 from builder.models.chunked import Chunked, Open, WrongModelError
 from builder.models.delta import Older, Place
-from builder.models.fetching import Fetcher
+from builder.models.fetching import MEMORY, Fetcher
 from builder.models.filling import Filling, journal_of
 from builder.models.hashing import Hasher
 from builder.oci.digest import Digest
@@ -152,7 +152,8 @@ class Bringing:
 
         if not older and not any(read.values()):
             return
-        failures = for_each(take, named, _READERS, Stop(self.stop))
+        largest = max(each.chunked.largest for each, _, _ in named)
+        failures = for_each(take, named, max(1, min(_READERS, MEMORY // largest)), Stop(self.stop))
         self.stop.check()
         if failures:
             raise failures[0]
