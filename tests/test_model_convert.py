@@ -431,6 +431,22 @@ def test_each_folder_is_a_model(tmp_path: Path) -> None:
         convert([file for file in done.files if file.file.path.startswith("unet/")], "int8", tmp_path / "no")
 
 
+def test_layers_of_other_libraries_beside_the_model(tmp_path: Path) -> None:
+    """As sentence-transformers has them: `Dense(**config)` takes no key that is not its own."""
+    dense = {"in_features": 4, "out_features": 4, "bias": False}
+    model(tmp_path / "in", {"model.safetensors": {"a.weight": normal(4, 4)}}, config=BERT)
+    model(tmp_path / "in/2_Dense", {"model.safetensors": {"linear.weight": normal(4, 4)}}, config=dense)
+    found = files(tmp_path / "in")
+    convert(found, "fp16", tmp_path / "fp16")
+    assert json.loads((tmp_path / "fp16/2_Dense/config.json").read_text()) == dense
+    assert tensors(tmp_path / "fp16/2_Dense/model.safetensors")["linear.weight"].dtype == np.float16
+    done = conversion(found, "int8", tmp_path / "int8")
+    assert [file.result.file.path for file in done.converted] == ["model.safetensors"]
+    assert [file for file in done.files if file.file.path.startswith("2_Dense")] == found[:2]
+    with pytest.raises(PrecisionError, match="no configuration says"):
+        convert(files(tmp_path / "in/2_Dense"), "int8", tmp_path / "none")
+
+
 def test_parts_of_a_model_have_types_too(tmp_path: Path) -> None:
     config = {
         "architectures": ["X"],
@@ -492,7 +508,7 @@ def test_half_a_surrogate_pair_stays_an_escape(tmp_path: Path) -> None:
     (tmp_path / "in/config.json").write_bytes(b'{"a": "\\ud800", "b": "\\u00e4"}')
     convert(files(tmp_path / "in"), "fp16", tmp_path / "out")
     found = (tmp_path / "out/config.json").read_bytes().decode()
-    assert json.loads(found) == {"a": "\ud800", "b": "ä", "torch_dtype": "float16"}
+    assert json.loads(found) == {"a": "\ud800", "b": "ä"}
 
 
 def test_a_header_that_lies(tmp_path: Path) -> None:
@@ -573,7 +589,7 @@ def test_memory_does_not_grow_with_a_tensor(tmp_path: Path, precision: str) -> N
     text = json.dumps({"a.weight": {"dtype": "F32", "shape": [rows, 4096], "data_offsets": [0, rows * 16384]}}).encode()
     (folder / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
     os.truncate(folder / "m.safetensors", 8 + len(text) + rows * 16384)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps(LLAMA))
     argv = [sys.executable, "-c", MEMORY, str(folder), precision, str(tmp_path / "out")]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

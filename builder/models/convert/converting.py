@@ -72,6 +72,11 @@ def conversion(
         found, changed = work.folder(folder, inside, by_path)
         converted += found
         rewritten |= changed
+    if not converted:
+        raise PrecisionError(
+            "no configuration says of the weights that Transformers reads them, and only there is INT8 known",
+            hint="choose fp16 or bf16, or publish the model as it is",
+        )
     results = by_path | {file.result.file.path: file.result for file in converted} | rewritten
     return Conversion(
         precision, tuple(results[path] for path in sorted(results)), tuple(converted), tuple(sorted(rewritten))
@@ -104,6 +109,8 @@ class _Work:
         headers = {path: _header(file) for path, file in weights.items()}
         config_path = posixpath.join(folder, documents.CONFIG)
         config = documents.read(others[config_path]) if config_path in others else None
+        if config is not None and self._is_left(config):
+            return [], {}
         treatments = self._treatments(folder, headers, config, config_path)
         made = {path: outputs(header, treatments, self.precision) for path, header in headers.items()}
         _check_names(made)
@@ -131,6 +138,11 @@ class _Work:
             if path.endswith(documents.INDEX_SUFFIX) and posixpath.dirname(path) == folder:
                 rewritten[path] = self._document(path, _index(others[path], headers, made))
         return converted, rewritten
+
+    def _is_left(self, config: Mapping[str, Any]) -> bool:
+        """Whether INT8 leaves a folder as it is: a layer of another library beside the model, whose loader knows nothing of it."""
+        foreign = not documents.is_of_transformers(config) and "_class_name" not in config
+        return foreign and self.precision.startswith("int8")
 
     def _treatments(
         self, folder: str, headers: Mapping[str, Header], config: Mapping[str, Any] | None, config_path: str

@@ -44,6 +44,11 @@ def encode(document: Mapping[str, Any]) -> bytes:
         return json.dumps(document, indent=2).encode() + b"\n"
 
 
+def is_of_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of Transformers, which takes keys that are new to it; others may stumble over them."""
+    return "model_type" in config or "architectures" in config
+
+
 def check_config(config: Mapping[str, Any], precision: Precision, path: str) -> None:
     """Raises `PrecisionError` where a model of this configuration cannot be had in this precision."""
     quantised = config.get("quantization_config") or config.get("compression_config")
@@ -63,7 +68,7 @@ def rewrite_config(config: Mapping[str, Any], precision: Precision, treatments: 
     """`config.json` after a conversion: its type, also of the parts that name one, or how it is quantised."""
     if precision in _TYPES:
         document = _typed(config, _TYPES[precision])
-        if not any(key in document for key in _TYPE_KEYS) and "_class_name" not in document:
+        if not any(key in document for key in _TYPE_KEYS) and is_of_transformers(document):
             document["torch_dtype"] = _TYPES[precision]
         return document
     return {**config, "quantization_config": _quantisation(precision, treatments)}
