@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,6 @@ def small_cuda(tmp_path_factory: pytest.TempPathFactory) -> Any:
             module("opens-dnn", ["libc.so.6"], more=b"\0libcudnn.so.9\0libOpenCL.so.1\0"),
             module("needs-nothing-else", ["libcublas.so.13", "libmissing.so.1"]),
             module(
-                "brings-own", ["libcublas.so.13"], runpath="$ORIGIN/lib", more_files={"lib/libcublas.so.13": blas()}
-            ),
-            module(
                 "finds-wheels", ["libcublas.so.13"], runpath="$ORIGIN/../nvidia/cu13/lib", requires=["nvidia-cublas"]
             ),
             module("loses-wheels", ["libcublas.so.13"], requires=["nvidia-cublas"]),
@@ -56,21 +53,11 @@ def blas() -> Elf:
 
 
 def module(
-    name: str,
-    needed: Sequence[str],
-    *,
-    runpath: str | None = None,
-    more: bytes = b"",
-    requires: Sequence[str] = (),
-    more_files: Mapping[str, Elf] | None = None,
+    name: str, needed: Sequence[str], *, runpath: str | None = None, more: bytes = b"", requires: Sequence[str] = ()
 ) -> Archive:
     """A wheel with one extension module."""
-    folder = name.replace("-", "_")
     elf = Elf(None, needed, runpath=runpath, more=more)
-    files = {f"{folder}/_ext.cpython-311-x86_64-linux-gnu.so": elf.bytes()}
-    files |= {f"{folder}/{path}": item.bytes() for path, item in (more_files or {}).items()}
-    if more_files:
-        files[f"{folder}/lib/libcublasLt.so.13"] = Elf("libcublasLt.so.13").bytes()
+    files = {f"{name.replace('-', '_')}/_ext.cpython-311-x86_64-linux-gnu.so": elf.bytes()}
     return wheel(name, "1.0", tag=cudawheels.X86, requires=requires, files=files)
 
 
@@ -121,11 +108,7 @@ def profile(root: Path, requirements: Sequence[str], more: str = "") -> Path:
     [
         ("plain", "none", [], "no file needs a library of CUDA"),
         ("needs-cudart", "base", ["cuda-runtime"], "libcudart.so.13: needed by needs_cudart/_ext."),
-        ("needs-blas", "runtime", ["cublas", "cuda-runtime"], "libcublas.so.13: needed by needs_blas/_ext."),
         ("opens-dnn", "base", ["cublas", "cuda-runtime", "cudnn-cu13"], "libcudnn.so.9: needed by opens_dnn/_ext."),
-        ("needs-nothing-else", "none", [], "no file needs a library of CUDA"),
-        ("brings-own", "none", [], "no file needs a library of CUDA"),
-        ("finds-wheels", "none", ["cublas"], "nvidia-cublas 13.4.0.1 brings it"),
         ("loses-wheels", "base", ["cublas", "cuda-runtime"], "brings it, found by way of /usr/local/cuda"),
     ],
 )

@@ -168,6 +168,35 @@ def test_code_for_gpus_without_cuda_is_an_error() -> None:
     assert "flavour: auto" in item.remedy
 
 
+@pytest.mark.parametrize(
+    ("files", "flavour", "reason"),
+    [
+        ({f"demo/{EXT}": Elf(None, ["libcublas.so.13"])}, "base", "found by way of /usr/local/cuda"),
+        ({f"demo/{EXT}": Elf(None, ["libcublas.so.13", "libgone.so.1"])}, "none", "no file needs"),
+        (
+            {f"demo/{EXT}": Elf(None, ["libcublas.so.13"], runpath="$ORIGIN/../nvidia/cu13/lib")},
+            "none",
+            "nvidia-cublas 13.4 brings it",
+        ),
+        (
+            {
+                f"demo/{EXT}": Elf(None, ["libcublas.so.13"], runpath="$ORIGIN"),
+                "demo/libcublas.so.13": Elf("libcublas.so.13"),
+            },
+            "none",
+            "no file needs",
+        ),
+        ({f"demo/{EXT}": Elf(None, ["libcurand.so.10"])}, "runtime", "libcurand.so.10: needed by demo/_ext."),
+        ({f"demo/{EXT}": Elf(more=b"\0libcudart.so.13\0")}, "base", "libcudart.so.13: needed by demo/_ext."),
+        ({f"demo/{EXT}": Elf(more=b"\0libcudart.so\0libcudart.so.12\0libOpenCL.so.1\0")}, "none", "no file needs"),
+    ],
+)
+def test_the_smallest_flavour(files: Mapping[str, Elf | bytes | str], flavour: str, reason: str) -> None:
+    choice = auto.choose(scanned(*cuda_wheels(), wheel("demo 1.0", files)), flavours.candidates("13.2"), "13.2")
+    assert choice.candidate.flavour == flavour
+    assert any(reason in line for line in choice.reasons), choice.reasons
+
+
 def test_code_for_several_releases_of_cuda_needs_one() -> None:
     """As bitsandbytes has it: a library for each, and the one that is taken is decided when it starts."""
     path = "$ORIGIN/../nvidia/cu13/lib"
