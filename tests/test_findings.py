@@ -315,6 +315,8 @@ def test_libraries_that_are_there_twice() -> None:
     assert "one/libbig.so.1 of one 1.0, two/libbig.so.1 of two 1.0" in item.where[0]
     same = one(found(wheel("one 1.0", {"one/libbig.so.1": big}), wheel("two 1.0", {"two/libbig.so.1": big})), "twice")
     assert "the same" in same.what
+    alone = one(found(wheel("one 1.0", {"one/libbig.so.1": big, "one/sub/libbig.so.1": big})), "twice")
+    assert (alone.level, alone.size) == ("note", len(big.bytes()))
     small = Elf("libsmall.so.1")
     inputs = wheel("one 1.0", {"one/libsmall.so.1": small}), wheel("two 1.0", {"two/libsmall.so.1": small})
     assert one(found(*inputs), "twice").level == "note"
@@ -350,6 +352,20 @@ def test_damaged_files_are_told() -> None:
     item = one(found(Input("demo 1.0", "wheel", broken)), "damaged")
     assert (item.level, item.what) == ("warning", "demo 1.0: demo/libx.so: it cannot be loaded")
     assert item.where == ("the headers end too early",)
+
+
+def test_another_machine() -> None:
+    """The libraries of arm64 are in folders of their own, and those of x86-64 are none of its."""
+    folder = "/usr/lib/aarch64-linux-gnu"
+    libraries = {f"{folder}/libc.so.6": replace(LIBC, machine="aarch64"), f"{TRIPLET}/libz.so.1": Elf("libz.so.1")}
+    module = Elf(None, ["libc.so.6", "libz.so.1"], needs={"libc.so.6": ["GLIBC_2.38"]}, machine="aarch64")
+    inputs = [Input("libc6 2.36-9", "deb", facts(libraries)), wheel("demo 1.0", {f"demo/{EXT}": module})]
+    seen = scan(compose(inputs, "3.11"), Search("aarch64"), "3.11")
+    assert {(item.kind, item.level) for item in report.report(seen, seen)} == {
+        ("missing", "error"),
+        ("too-old", "error"),
+    }
+    assert [(edge.name, edge.path) for edge in seen.edges] == [("libc.so.6", "/lib/aarch64-linux-gnu/libc.so.6")]
 
 
 def test_modules_for_other_pythons_are_nobodys() -> None:

@@ -253,7 +253,8 @@ def _twice(groups: Iterable[_Group]) -> Iterator[Finding]:
     for group in groups:
         if CUDA.fullmatch(group.name) and _kinds(group) >= {"image", "wheel"}:
             continue
-        level: Level = "warning" if group.waste >= _MB else "note"
+        owners = {file.owner for file in group.files}
+        level: Level = "warning" if group.waste >= _MB and len(owners) > 1 else "note"
         same = len({(file.size, file.checksum) for file in group.files}) == 1
         how = "the same" if same else "different files"
         what = f"{group.name} is there {len(group.files)} times, {how}: {group.waste / _MB:,.1f} MB"
