@@ -656,7 +656,8 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     while process.poll() is None and not list(tmp_path.glob(".out.*/.m.safetensors.*")):
         time.sleep(0.001)
     process.kill()
-    process.wait()
+    if process.wait() == 0:  # it was faster than we looked
+        pytest.skip("the conversion had ended")
     assert not (tmp_path / "out").exists()
     assert build_model("in", "out", "--precision", "fp16", cwd=tmp_path).code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "in", "out"]
