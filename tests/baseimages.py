@@ -110,7 +110,7 @@ def layout(root: Path, layers: Sequence[Sequence[Member]], tag: str = "base", *c
 
 def skopeo(*arguments: object) -> None:
     """Copies an image with skopeo."""
-    argv = [require("skopeo"), "--insecure-policy", "copy", "-q", *map(str, arguments)]
+    argv = [str(require("skopeo")), "--insecure-policy", "copy", "-q", *map(str, arguments)]
     done = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
