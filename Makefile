@@ -43,6 +43,10 @@ bench-models: ## measure pulls of a model, whole and by the tensor, beside oras
 	@$(SETUP) bench test
 	@$(BIN)/python -m bench.models --build '$(BIN)/build' $(BENCH_ARGS)
 
+bench-start: ## measure cold starts over a link of 1 Gbit/s and of 300 Mbit/s, as root
+	@$(SETUP) bench test
+	@$(BIN)/python -m bench.coldstart --build '$(BIN)/build' $(BENCH_ARGS) '$(BENCH_PROFILE)'
+
 clean: ## remove what was made here; the store of inputs stays (see `build cache`)
 	rm -rf .venv .venv.lock out dist build *.egg-info tests/peers/bin .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

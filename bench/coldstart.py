@@ -1,0 +1,300 @@
+"""What a cold start takes over a link of a given rate, in several ways: `python -m bench.coldstart [PROFILE]`, as root.
+
+A registry on one end of a veth pair, the node (containerd, the snapshotter) in a network namespace on the other, and a token
+bucket (tc-tbf) in between. The programs of the stack are those of tests/peers, built on demand, or those on PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.peers import manifest_of, plain
+from bench.table import machine, say
+from builder.coldstart import values
+from builder.coldstart.values import Measurement, Summary
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # where the peers are known
+import judges
+
+MB = 10**6
+_SPACE, _OUT, _IN = "lw-bench", "lw-bench0", "lw-bench1"
+_HOST, _NODE = "10.199.77.1", "10.199.77.2"
+_PORT = 5077
+_PEERS = ("containerd", "containerd-shim-runc-v2", "ctr", "soci-snapshotter-grpc", "soci-peer")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to start: an image by its tag, on a snapshotter; `ahead` starts the program by what reads ahead."""
+
+    name: str
+    tag: str
+    snapshotter: str = "soci"
+    ahead: bool = False
+
+
+WAYS = (
+    Way("pulled whole, overlayfs", "bytecode", "overlayfs"),
+    Way("ordinary gzip layers, soci's own index", "ordinary"),
+    Way("lazily, no bytecode", "plain"),
+    Way("lazily", "bytecode"),
+    Way("and reading ahead", "ahead", ahead=True),
+    Way("and adaptive spans, index fetched once", "adaptive", ahead=True),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.coldstart", description="Measures cold starts.")
+    parser.add_argument("profile", nargs="?", type=Path, default=Path("profiles/torch-cuda.yaml"))
+    parser.add_argument("--build", default="build", help="the command to measure")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each way")
+    parser.add_argument(
+        "--rate", action="append", metavar="RATE", help="of the link, as tc writes it  [1gbit, 300mbit]"
+    )
+    parser.add_argument(
+        "--code", default="import torch; print(torch.zeros(2) + 1)", help="what the image's Python runs"
+    )
+    parser.add_argument("--way", action="append", type=int, metavar="NUMBER", help="only these, from 1")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="where images are kept, and taken from if they are there"
+    )
+    arguments = parser.parse_args()
+    build = shutil.which(arguments.build)
+    if not build or os.geteuid() != 0:
+        parser.error("this needs the command `build`, and root")
+    peers = {name: judges.require(name) for name in _PEERS}
+    path = os.pathsep.join([*{str(place.parent) for place in peers.values()}, os.environ["PATH"]])
+    ways = [way for number, way in enumerate(WAYS, 1) if not arguments.way or number in arguments.way]
+    with tempfile.TemporaryDirectory(prefix="layerwright-bench-", dir="/var/tmp") as name:
+        images = Images(Path(build).absolute(), arguments.keep or Path(name) / "images", arguments.code, path)
+        images.make(arguments.profile, {way.tag for way in ways}, peers["soci-peer"])
+        print(f"{arguments.profile}, {arguments.code!r}, medians of {arguments.rounds}, on {machine()}\n")
+        for rate in arguments.rate or ["1gbit", "300mbit"]:
+            with link(rate), registry(Path(name) / "registry"):
+                images.publish()
+                rows = [row(images, way, arguments.rounds) for way in ways]
+            print(f"| {rate} | ready after, s | spread | pull | program | moved | requests, spans |")
+            print("|---|---:|---|---:|---:|---:|---:|")
+            print(*rows, sep="\n", end="\n\n")
+
+
+@dataclass(frozen=True)
+class Images:
+    """The variants of one image, in one layout by their tags."""
+
+    build: Path
+    layout: Path
+    code: str
+    path: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "PATH": self.path, "NO_PROXY": f"{_HOST},127.0.0.1"}
+
+    def make(self, profile: Path, tags: set[str], peer: Path) -> None:
+        """Publishes what is not there yet."""
+        folder = self.layout.parent / "profiles"
+        folder.mkdir(parents=True, exist_ok=True)
+        there = self._tags()
+        shutil.copytree(profile.resolve().parent, folder, symlinks=True, dirs_exist_ok=True)
+        self._variant(folder, profile, "bytecode", "", there)
+        if "plain" in tags:
+            self._variant(folder, profile, "plain", "python: {bytecode: false}", there)
+        if "ordinary" in tags and "ordinary" not in there:
+            say("recompressing layers as gzip -6")
+            ordinary(self.layout, "bytecode", peer)
+        if {"ahead", "adaptive"} & tags:
+            trace = folder / "bench.trace.json"
+            if not trace.exists():
+                say("tracing")
+                self.run(
+                    "trace", f"oci:{self.layout}:bytecode", "-o", trace, "--entrypoint", "python", "--", "-c", self.code
+                )
+            start = "start: {trace: bench.trace.json}"
+            self._variant(folder, profile, "ahead", start, there)
+            soci = "publish: {soci: {spans: adaptive, platform: unknown}}"
+            self._variant(folder, profile, "adaptive", f"{start}\n{soci}", there)
+
+    def _variant(self, folder: Path, profile: Path, tag: str, added: str, there: set[str]) -> None:
+        if tag in there:
+            return
+        say(f"publishing {tag}")
+        text = f"profile: 1\nname: {profile.stem}-{tag}\nextends: [{profile.name}]\n{added}\n"
+        target = folder / f"{profile.stem}-{tag}.yaml"
+        target.write_text(text)
+        lock = profile.with_suffix(".lock.json")
+        if lock.exists():
+            shutil.copy(lock, target.with_suffix(".lock.json"))
+        self.run("publish", "-q", "--no-attach", "--lock", target, f"oci:{self.layout}:{tag}")
+
+    def publish(self) -> None:
+        """All of them go to the registry."""
+        for tag in sorted(self._tags()):
+            self.run("copy", "-q", "--plain-http", f"oci:{self.layout}:{tag}", f"{_HOST}:{_PORT}/bench:{tag}")
+
+    def start(self, way: Way, rounds: int) -> Measurement:
+        """Starts in the node's namespace."""
+        # Not `ip netns exec`, which gives the command another /sys, without the cgroups that containers need.
+        command = [
+            "nsenter",
+            f"--net=/run/netns/{_SPACE}",
+            "--",
+            self.build,
+            "start",
+            "-q",
+            "--plain-http",
+            "--format",
+            "json",
+        ]
+        entrypoint = "/opt/layerwright/start" if way.ahead else "python"
+        code = ["python", "-c", self.code] if way.ahead else ["-c", self.code]
+        options = ["--snapshotter", way.snapshotter, "-n", rounds, "--again", "--entrypoint", entrypoint]
+        done = self.run_all([*command, *options, f"{_HOST}:{_PORT}/bench:{way.tag}", "--", *code])
+        return values.parse(done, "stdout")
+
+    def run(self, *arguments: object) -> bytes:
+        return self.run_all([self.build, *arguments])
+
+    def run_all(self, command: Sequence[object]) -> bytes:
+        done = subprocess.run(list(map(str, command)), env=self.env, stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            sys.exit(f"bench: failed: {' '.join(map(str, command))}")
+        return done.stdout
+
+    def _tags(self) -> set[str]:
+        index = self.layout / "index.json"
+        entries = json.loads(index.read_bytes())["manifests"] if index.exists() else []
+        return {
+            entry["annotations"]["org.opencontainers.image.ref.name"] for entry in entries if "annotations" in entry
+        }
+
+
+def row(images: Images, way: Way, rounds: int) -> str:
+    """A row of the table, and one for the second start where it was pulled whole."""
+    say(way.name)
+    measured = images.start(way, rounds)
+    rows = [_line(way.name, Summary.of(measured.cold()))]
+    if way.snapshotter == "overlayfs":
+        rows.append(_line("the image is there, overlayfs", Summary.of(measured.again())))
+    return "\n".join(rows)
+
+
+def _line(name: str, summary: Summary) -> str:
+    def phase(which: str) -> str:
+        return f"{summary.phases[which].median:.1f}" if which in summary.phases else ""
+
+    seconds = summary.seconds
+    return (
+        f"| {name} | {seconds.median:.1f} | {seconds.least:.1f}-{seconds.most:.1f} | {phase('pull')} | {phase('program')} "
+        f"| {summary.bytes.median / MB:,.0f} MB | {summary.requests.median:.0f}, {summary.spans.median:.0f} |"
+    )
+
+
+@contextmanager
+def link(rate: str) -> Iterator[None]:
+    """A network namespace for the node, at the other end of a link of this rate."""
+    ip = ["ip", "-n", _SPACE]
+    commands = [
+        ["ip", "netns", "add", _SPACE],
+        ["ip", "link", "add", _OUT, "type", "veth", "peer", "name", _IN],
+        ["ip", "link", "set", _IN, "netns", _SPACE],
+        ["ip", "addr", "add", f"{_HOST}/24", "dev", _OUT],
+        ["ip", "link", "set", _OUT, "up"],
+        [*ip, "addr", "add", f"{_NODE}/24", "dev", _IN],
+        [*ip, "link", "set", _IN, "up"],
+        [*ip, "link", "set", "lo", "up"],
+        ["tc", "qdisc", "add", "dev", _OUT, "root", "tbf", "rate", rate, "burst", "512k", "latency", "100ms"],
+    ]
+    try:
+        for command in commands:
+            subprocess.run(command, check=True)
+        yield
+    finally:
+        subprocess.run(["ip", "netns", "del", _SPACE], check=False)
+        subprocess.run(["ip", "link", "del", _OUT], check=False, stderr=subprocess.DEVNULL)
+
+
+@contextmanager
+def registry(folder: Path) -> Iterator[None]:
+    """A registry at this end of the link."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    config = folder / "config.yml"
+    config.write_text(
+        "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\nhttp: {{addr: {_HOST}:{_PORT}}}\n"
+    )
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([judges.require("docker-registry"), "serve", config], stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            server.terminate()
+            server.wait()
+            shutil.rmtree(folder)
+
+
+def ordinary(layout: Path, tag: str, peer: Path) -> None:
+    """The same image with layers as everybody makes them, gzip -6, and the index that `soci` makes of it; tag `ordinary`."""
+    with tempfile.TemporaryDirectory(dir=layout.parent) as name:
+        one, two, three = (Path(name) / part for part in ("one", "two", "three"))
+        subprocess.run(["cp", "-rl", layout, one], check=True)
+        index = json.loads((one / "index.json").read_bytes())
+        wanted = [entry for entry in index["manifests"] if tag in entry.get("annotations", {}).values()]
+        (one / "index.json").write_text(json.dumps(index | {"manifests": wanted}))
+        manifest = manifest_of(one)
+        plain(one, two, manifest)
+        document = _read(two, manifest)
+        blobs = two / "blobs/sha256"
+        with ProcessPoolExecutor() as pool:
+            document["layers"] = list(pool.map(_recompressed, document["layers"], [blobs] * len(document["layers"])))
+        data = json.dumps(document).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        entry = {**manifest, "digest": f"sha256:{digest}", "size": len(data)}
+        (two / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+        subprocess.run([peer, "convert", two, three], check=True)
+        found = json.loads((three / "index.json").read_bytes())["manifests"][0]
+        subprocess.run(["cp", "-rln", f"{three}/blobs", layout], check=False)
+        named = {**found, "annotations": {"org.opencontainers.image.ref.name": "ordinary"}}
+        index = json.loads((layout / "index.json").read_bytes())
+        (layout / "index.json").write_text(json.dumps(index | {"manifests": [*index["manifests"], named]}))
+
+
+def _recompressed(layer: Mapping[str, Any], blobs: Path) -> dict[str, Any]:
+    """A layer as GNU gzip and others compress it by default; its descriptor."""
+    source = blobs / str(layer["digest"]).partition(":")[2]
+    with tempfile.NamedTemporaryFile(dir=blobs, delete=False) as out:
+        with gzip.open(source) as data, gzip.GzipFile("", "wb", 6, out, 0) as packed:
+            shutil.copyfileobj(data, packed, _BLOCK)
+        size = out.tell()
+    with open(out.name, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    Path(out.name).rename(blobs / digest)
+    return {**layer, "digest": f"sha256:{digest}", "size": size}
+
+
+def _read(layout: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(
+        (layout / "blobs/sha256" / descriptor["digest"].partition(":")[2]).read_bytes()
+    )
+    return document
+
+
+if __name__ == "__main__":
+    main()
