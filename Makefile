@@ -9,7 +9,7 @@ BENCH_ARGS ?=
 SETUP = PYTHON='$(PYTHON)' scripts/setup
 BIN = .venv/bin
 
-.PHONY: help demo test test-devel lint bench bench-registries bench-models clean
+.PHONY: help demo test test-devel lint bench bench-registries bench-models bench-start clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
