@@ -243,6 +243,12 @@ def test_libraries_that_are_there_and_not_found(project: str, level: str, remedy
     )
 
 
+def test_a_package_loads_nvidias_libraries_and_no_others() -> None:
+    other = wheel("other 1.0", {"other/lib/libother.so.1": Elf("libother.so.1")})
+    item = one(found(other, wheel("cupy-cuda13x 14.2.0", {f"cupy/{EXT}": Elf(None, ["libother.so.1"])})), "unreachable")
+    assert item.level == "error"
+
+
 def test_libraries_that_another_package_loads_first() -> None:
     first = wheel(
         "torch 2.15.0", {f"torch/{EXT}": Elf(None, ["libc10.so"], rpath="$ORIGIN"), "torch/libc10.so": Elf("libc10.so")}

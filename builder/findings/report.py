@@ -135,12 +135,12 @@ def _package(name: str) -> str:
 
 def _unreachable(scan: Scan) -> Iterator[Finding]:
     """Libraries that are there, but not where the loader looks."""
-    groups: dict[tuple[str, str], list[Unmet]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[Unmet]] = defaultdict(list)
     for item in scan.unmet:
         if item.there:
-            groups[item.file.owner, item.after].append(item)
-    for (owner, after), items in groups.items():
-        loads = known.loading(owner)
+            is_nvidias = "/nvidia/" in item.there[0].path
+            groups[item.file.owner, item.after, known.loading(item.file.owner) if is_nvidias else ""].append(item)
+    for (owner, after, loads), items in groups.items():
         places = sorted({posixpath.dirname(item.there[0].path) for item in items})
         where = tuple(
             f"{short(item.file.path)} needs {item.name}, which is {short(item.there[0].path)} of {item.there[0].owner}"
