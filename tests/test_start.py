@@ -167,6 +167,27 @@ def test_a_start_that_is_killed_leaves_nothing_for_long(
     assert not state.mounts(place)
 
 
+@pytest.mark.parametrize("victim", ["soci-snapshotter-grpc", "containerd"])
+def test_a_daemon_that_dies_is_named(victim: str, real: Real, folder: Path, path: str) -> None:
+    """In mid-start: no hang, and nothing is left."""
+    argv = [BUILD, "start", "--state", folder, "--ready", "log:never", "--entrypoint", "python", f"oci:{real.out}"]
+    code = ["--", "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(
+        list(map(str, [*argv, *code])), env={**os.environ, "PATH": path}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        (place,) = until(lambda: [item for item in folder.iterdir() if item.is_dir()])
+        until(lambda: any("time.sleep" in words for words in lines(place)))
+        for pid in state.processes(place):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if Path(os.fsdecode(words[0])).name == victim:
+                os.kill(pid, signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert victim in err
+    assert "Traceback" not in err
+    assert list(folder.iterdir()) == []
+
+
 def lines(place: Path) -> list[str]:
     return [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in state.processes(place)]
 
