@@ -8,6 +8,7 @@ Manifests and small requests: distribution-spec 1.1; blobs by ranges (RFC 9110 Â
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -65,8 +66,7 @@ class Gateway:
         self._guard = threading.Lock()
         self._requests: list[Request] = []
         self._failures: list[BuilderError] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def __enter__(self) -> Gateway:
@@ -123,6 +123,15 @@ class Gateway:
 
     def ranges(self, digest: str, start: int, end: int) -> Iterator[bytes | memoryview]:
         return self._blobs.ranges(Digest.parse(digest), start, end)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A node that is ended in mid-request hangs up, and that is no news."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 def _handler(gateway: Gateway) -> type[BaseHTTPRequestHandler]:
