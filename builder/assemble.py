@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from builder.fetch import Fetcher
 from builder.image import Assembled, BuiltLayer, Image
 from builder.layers.merge import CollisionError
 from builder.layers.tar import Kind
+from builder.lock import LockedFile
 from builder.oci import config, spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
@@ -29,6 +30,10 @@ _WORTH_PROCESSES = 8 << 20
 """Below so many bytes of input, packing takes less time than starting processes for it."""
 
 
+Engine = Callable[[Sequence[Layer], int, Store, Callable[[Iterable[LockedFile]], None]], None]
+"""Brings layers into the store, as many of them as it can or likes to; it is given the size of spans, and what brings files."""
+
+
 def assemble(
     plan: Plan,
     store: Store,
@@ -37,18 +42,23 @@ def assemble(
     progress: Progress,
     jobs: int,
     ready: Callable[[BuiltLayer], None] = lambda _: None,
+    engine: Engine | None = None,
 ) -> Assembled:
     """Makes every layer of the plan that the store does not have, `jobs` at a time, and the images of them.
 
     `ready` is called with every layer as soon as it is in the store; it may start threads. Inputs are read only for
-    layers that have to be made. Raises what the inputs deserve: `FetchError`, `HostileInputError`, `CollisionError`,
-    `StaleLockError`.
+    layers that have to be made. An `engine` is asked for those first; what it does not bring is packed here. Raises what the
+    inputs deserve: `FetchError`, `HostileInputError`, `CollisionError`, `StaleLockError`.
     """
     layers = list(dict.fromkeys(layer for platform in plan.platforms for layer in platform.layers))
     with store.in_use():
         packer = Packer(store.root, folder, plan.soci)
         known = {layer: packer.known(layer, store) for layer in layers}
         missing = [layer for layer in layers if known[layer] is None]
+        if engine and missing:
+            engine(missing, plan.soci.span_size, store, fetcher.ensure)
+            known |= {layer: packer.known(layer, store, packed=True) for layer in missing}
+            missing = [layer for layer in missing if known[layer] is None]
         fetcher.ensure(dict.fromkeys(file for layer in missing for file in files(layer)))
         there = [found for found in known.values() if found]
         told = (lambda layer: ready(replace(layer, ztoc=None))) if plan.soci.spans == "adaptive" else ready

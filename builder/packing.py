@@ -105,7 +105,7 @@ class Packer:
         """The ztoc that a layer has to have, and the number of its spans; None where the store lacks it."""
         if not (self.soci.enabled and index.wants_ztoc(blob, self.soci.min_layer_size)):
             return None, 0
-        record = store.record("ztoc", _ztoc_key(blob.digest, self.soci.span_size))
+        record = store.record("ztoc", ztoc_key(blob.digest, self.soci.span_size))
         if record is None:
             return None
         described = Descriptor(ztoc.MEDIA_TYPE, Digest.parse(record["objects"][0]), int(record["size"]))
@@ -174,7 +174,7 @@ class Packer:
                 described = ztoc.write(spans, out)
             store.adopt(path, described.digest)
         record = {"objects": [str(described.digest)], "size": described.size, "spans": len(spans.checkpoints)}
-        store.put_record("ztoc", _ztoc_key(blob, self.soci.span_size), record)
+        store.put_record("ztoc", ztoc_key(blob, self.soci.span_size), record)
 
 
 def _is(text: bytes, template: LockedTemplate) -> bool:
@@ -245,7 +245,8 @@ def _wheels(layer: WheelLayer, store: Store) -> tuple[Entry, ...]:
         return wheels.entries(layer, store, compiler)
 
 
-def _ztoc_key(blob: Digest, span_size: int) -> str:
+def ztoc_key(blob: Digest, span_size: int) -> str:
+    """The key of the record `ztoc` of a blob."""
     return Digest.of(spec.encode({"layer": str(blob), "span-size": span_size})).hex
 
 

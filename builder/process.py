@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from builder.errors import ToolError
@@ -102,3 +103,36 @@ def running(
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+def follow(
+    argv: Sequence[str],
+    tell: Callable[[str], None],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    hint: str | None = None,
+) -> tuple[int, bytes]:
+    """Runs a program as `run` does, but tells every line of its stderr as it comes, and returns its exit status and its stdout,
+    which has to be small. An interrupt ends the program. Raises `ToolError` when it cannot be run."""
+    name = Path(argv[0]).name
+    with TemporaryFile() as out:
+        try:
+            child = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, env=env, cwd=cwd
+            )
+        except FileNotFoundError as error:
+            raise ToolError(f"{name}: not found", hint=hint or f"install {name}") from error
+        except OSError as error:
+            raise ToolError(f"{name}: cannot be run: {error.strerror}", hint=hint) from error
+        try:
+            with child:
+                assert child.stderr
+                for line in child.stderr:
+                    tell(line.decode(errors="replace").rstrip("\n"))
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+        out.seek(0)
+        return child.returncode, out.read()

@@ -36,7 +36,7 @@ FLOORS = (
     ("binaries", "coldstart", "models"),
     ("adaptive", "findings", "packing", "readahead", "sbom"),
     ("asked", "attach", "own", "signing"),
-    ("papers",),
+    ("nix", "papers"),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "staleness", "verify"),
     ("cli",),
 )

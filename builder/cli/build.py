@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from builder import papers
+from builder.assemble import Engine
 from builder.cli.context import Context
+from builder.cli.engine import engine_of, engine_options
 from builder.cli.options import common, format_option, lock_option, plain_http_option, profile_argument
 from builder.cli.report import delivery_document, delivery_lines
 from builder.cli.work import Work, base_repository
@@ -56,16 +58,25 @@ sign_option = click.option(
 @profile_argument
 @click.option("-o", "--output", metavar="oci:DIR[:TAG]", help="The layout.  [default: oci:out/NAME]")
 @attach_option
+@engine_options
 @plain_http_option
 @lock_option
 @format_option
 @common
-def assemble(context: Context, profile: Path, output: str | None, attaching: bool, relock: bool, form: str) -> None:
+def assemble(
+    context: Context,
+    profile: Path,
+    output: str | None,
+    attaching: bool,
+    engine: dict[str, Any] | None,
+    relock: bool,
+    form: str,
+) -> None:
     """Assembles to one layout."""
     work = Work.open(context, profile)
     lock = work.current_lock(relock)
     destination = Destination.parse(output) if output else Folder(Path("out", lock.name))
-    image, published = _published(work, lock, [destination], attaching)
+    image, published = _published(work, lock, [destination], attaching, engine=engine_of(context, engine))
     _report(context, lock, image, published, form)
 
 
@@ -82,6 +93,7 @@ def assemble(context: Context, profile: Path, output: str | None, attaching: boo
 )
 @attach_option
 @sign_option
+@engine_options
 @plain_http_option
 @lock_option
 @format_option
@@ -93,6 +105,7 @@ def publish(
     mount_from: tuple[str, ...],
     attaching: bool,
     signer: Signer | None,
+    engine: dict[str, Any] | None,
     relock: bool,
     form: str,
 ) -> None:
@@ -102,7 +115,7 @@ def publish(
     if signer:
         _check_signer(signer, parsed, context)
     lock = work.current_lock(relock, make=True)
-    image, published = _published(work, lock, parsed, attaching, mount_from)
+    image, published = _published(work, lock, parsed, attaching, mount_from, engine_of(context, engine))
     if signer:
         _sign(signer, image.documents.top.digest, parsed, context)
     _report(context, lock, image, published, form)
@@ -114,6 +127,7 @@ def _published(
     destinations: Sequence[Destination],
     attaching: bool,
     mount_from: Sequence[str] = (),
+    engine: Engine | None = None,
 ) -> tuple[Assembled, tuple[Delivered, ...]]:
     from builder.places.opening import open_sinks
     from builder.publish import DamagedError, Publishing
@@ -129,7 +143,7 @@ def _published(
                 with Publishing(context.store, sinks, context.progress, context.settings.jobs) as publishing:
                     if models:
                         models.begin(publishing)
-                    image = work.assemble(lock, publishing.ready)
+                    image = work.assemble(lock, publishing.ready, engine)
                     attached = _papers(work, lock, image) if attaching else ()
                     if models:
                         return image, models.finish(publishing, image, attached, attaching)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,8 +14,9 @@ from builder import attach
 from builder import lock as locks
 from builder import plan as plans
 from builder import verify as proof
-from builder.assemble import assemble
+from builder.assemble import Engine, assemble
 from builder.cli.context import Context
+from builder.cli.engine import engine_of, engine_options
 from builder.cli.options import common, format_option, plain_http_option
 from builder.cli.work import fetcher, jobs
 from builder.errors import BuilderError, StaleLockError, UsageError
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Where that stack keeps what it has, for as long as it runs.",
 )
+@engine_options
 @plain_http_option
 @format_option
 @common
@@ -74,6 +76,7 @@ def verify(
     quick: bool,
     lazy: bool,
     folder: Path | None,
+    engine: dict[str, Any] | None,
     form: str,
 ) -> int:
     """Verifies one image; returns the exit status."""
@@ -83,6 +86,8 @@ def verify(
         if quick or lock_path:
             raise UsageError("--lazy neither rebuilds nor reads the image", hint="leave out --quick and --lock")
         return lazily.verify(context, ref, folder, form)
+    if quick and engine:
+        raise UsageError("--quick rebuilds nothing, so that it has no use for --engine", hint="leave out one of them")
     if quick and lock_path:
         raise UsageError("--quick rebuilds nothing, so that it has no use for --lock", hint="leave out one of them")
     destination = Destination.parse(ref)
@@ -104,7 +109,7 @@ def verify(
         raise failure
     if lock and found.top:
         near = lock_path.absolute().parent if lock_path else None
-        findings += _rebuilt(context, source, found, lock, near)
+        findings += _rebuilt(context, source, found, lock, near, engine_of(context, engine, rebuild=True))
     verdict = _Verdict(str(destination), found, tuple(findings), lock if found.top else None, models)
     click.echo(json.dumps(verdict.document(), indent=2, ensure_ascii=False) if form == "json" else verdict.text())
     return 3 if findings else 0
@@ -201,26 +206,30 @@ def _lock(source: Source, descriptor: Descriptor, destination: Destination, path
     return attached[0]
 
 
-def _rebuilt(context: Context, source: Source, found: Structure, lock: Lock, near: Path | None) -> list[Finding]:
+def _rebuilt(
+    context: Context, source: Source, found: Structure, lock: Lock, near: Path | None, engine: Engine | None
+) -> list[Finding]:
     """Rebuilds the image in a store of its own, whose inputs come from this one's and from where they always come from."""
     if lock.format != locks.FORMAT:
         raise StaleLockError(f"the lock is of format {lock.format}; this version makes format {locks.FORMAT} only")
     with context.store.in_use(), context.store.workspace() as folder:
         own = proof.own_files(source, found, lock, near, _made(folder / "own"))
-        image, store = _assemble(context, source, own.lock, own.folder, folder / "store")
+        image, store = _assemble(context, source, own.lock, own.folder, folder / "store", engine)
         missed = {finding.path for finding in own.findings}
         compared = proof.compare(source, found, image, store)
         return [*own.findings, *(finding for finding in compared if not finding.path or finding.path not in missed)]
 
 
-def _assemble(context: Context, source: Source, lock: Lock, own: Folder, root: Path) -> tuple[Assembled, Store]:
+def _assemble(
+    context: Context, source: Source, lock: Lock, own: Folder, root: Path, engine: Engine | None
+) -> tuple[Assembled, Store]:
     """The layers of a base image come out of the image that is verified, where no other place has them."""
     settings = context.settings
     mirrors = (str(settings.store), *settings.mirrors)
     other = replace(context, settings=replace(settings, store=root, mirrors=mirrors))
-    return assemble(
-        plans.plan(lock), other.store, fetcher(other, lambda: (source, None)), own, other.progress, jobs()
-    ), other.store
+    brings = fetcher(other, lambda: (source, None))
+    image = assemble(plans.plan(lock), other.store, brings, own, other.progress, jobs(), engine=engine)
+    return image, other.store
 
 
 def _made(folder: Path) -> Path:

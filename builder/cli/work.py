@@ -15,7 +15,7 @@ from builder import baseimage
 from builder import lock as locks
 from builder import plan as plans
 from builder import profile as profiles
-from builder.assemble import assemble
+from builder.assemble import Engine, assemble
 from builder.cli.context import Context
 from builder.errors import BuilderError, OfflineError, StaleLockError, UsageError
 from builder.fetch import Fetcher
@@ -107,11 +107,14 @@ class Work:
             )
         return lock
 
-    def assemble(self, lock: Lock, ready: Callable[[BuiltLayer], None] = lambda _: None) -> Assembled:
-        """Assembles the images of the lock in the store; `ready` is called with every layer as soon as it is there."""
+    def assemble(
+        self, lock: Lock, ready: Callable[[BuiltLayer], None] = lambda _: None, engine: Engine | None = None
+    ) -> Assembled:
+        """Assembles the images of the lock in the store; `ready` is called with every layer as soon as it is there, `engine`
+        is asked for layers first."""
         context, fetcher = self.context, self.fetcher
         folder = Folder(self.loaded.root, self.local.rendered)
-        return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, jobs(), ready)
+        return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, jobs(), ready, engine)
 
     @property
     def means(self) -> Means | None:

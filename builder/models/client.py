@@ -12,7 +12,7 @@ import importlib.util
 import io
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -62,10 +62,10 @@ def client() -> bytes:
     return out.getvalue()
 
 
-def modules() -> frozenset[str]:
-    """The modules of ours that the client has: all that its entries import, wherever they do so."""
+def modules(roots: Sequence[str] = _ROOTS) -> frozenset[str]:
+    """The modules of ours that the client, or what else begins with `roots`, has: all that they import, wherever they do so."""
     found: set[str] = set()
-    waiting = list(_ROOTS)
+    waiting = list(roots)
     while waiting:
         name = waiting.pop()
         if name in found or name in _NEVER:

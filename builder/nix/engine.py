@@ -1,0 +1,194 @@
+"""The engine: layers that are worth it are made by Nix, on whichever machine it chooses, and taken into the store."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder import plan as plans
+from builder.errors import HostileInputError
+from builder.lock import LockedFile
+from builder.nix import runtime
+from builder.nix.inside import KINDS, encode, records
+from builder.nix.program import Nix, NixError
+from builder.oci.digest import Digest
+from builder.plan import Layer
+from builder.store import Store, hash_of
+
+FLOOR = 1 << 20
+"""Below so many bytes of inputs a layer is packed sooner than Nix is asked for it."""
+VERSION = 1
+_FORBIDDEN = re.compile(r"[^0-9A-Za-z+\-_?=.]+")
+_PREFIX = "key-"
+Ensure = Callable[[Iterable[LockedFile]], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Makes layers by Nix. `floor` is the least sum of bytes of inputs of a layer that goes there; `packer` names the store path
+    of the packer, which is else copied from this process; with `rebuild`, what is there is built again and compared."""
+
+    nix: Nix
+    floor: int = FLOOR
+    packer: str = ""
+    rebuild: bool = False
+
+    def worth(self, layers: Iterable[Layer]) -> list[Layer]:
+        """Those of the layers that Nix can make, and is worth its time for."""
+        return [
+            layer
+            for layer in dict.fromkeys(layers)
+            if type(layer) in KINDS.values() and sum(file.size for file in plans.files(layer)) >= self.floor
+        ]
+
+    def __call__(self, layers: Sequence[Layer], span_size: int, store: Store, ensure: Ensure) -> None:
+        """Brings those of `layers` that are worth it into the store; `ensure` brings the files of those that no cache has.
+
+        Raises `NixError`, or what packing a layer raises, by the layer's name.
+        """
+        chosen = self.worth(layers)
+        if chosen:
+            with store.workspace() as folder:
+                for path in self.realised(chosen, span_size, store, ensure, folder):
+                    take(self.nix.real(path), chosen, span_size, store)
+
+    def realised(
+        self,
+        chosen: Sequence[Layer],
+        span_size: int,
+        store: Store,
+        ensure: Ensure,
+        folder: Path,
+        *,
+        image: bool = False,
+    ) -> tuple[str, ...]:
+        """The store paths of layers, in no order, held by links in `folder` as long as that is there; with `image`, the
+        one path that refers to all of them."""
+        self.nix.check()
+        names = {name_of(layer): layer for layer in chosen}
+        plan = folder / "plan.json"
+        document = document_of("image", chosen, span_size, self.runtime(store))
+        plan.write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
+        attributes = ["image"] if image else [f"layers.{_PREFIX}{layer.key.hex}" for layer in chosen]
+        arguments = ["-f", str(engine_file()), "--argstr", "plan", str(plan), *attributes]
+        link = ["--out-link", str(folder / "result")]
+        missing = {layer.key.hex for layer in chosen} if self.rebuild else set()
+        asked = set(self.nix.missing([*arguments, "--no-link"]))
+        missing |= {layer.key.hex for name, layer in names.items() if name in asked}
+        self._bring([layer for layer in chosen if layer.key.hex in missing], store, ensure)
+        told = _Told({name: layer.name for name, layer in names.items()}, self.nix.note)
+        built = self.nix.build([*arguments, *link], told)
+        if self.rebuild:
+            self.nix.build([*arguments, "--no-link", "--rebuild"], told)
+        return built
+
+    def runtime(self, store: Store) -> str:
+        """The store path of the packer; it is added if it is not there."""
+        if self.packer:
+            if not self.nix.valid(self.packer):
+                self.nix.command("build", "--no-link", self.packer)
+            return self.packer
+        key = runtime.fingerprint()
+        record = store.record("packer", key)
+        if record is None or not self.nix.valid(str(record.get("path"))):
+            with store.workspace() as folder:
+                runtime.write(folder / runtime.NAME)
+                record = {"path": self.nix.add(folder / runtime.NAME)}
+            store.put_record("packer", key, record)
+        return str(record["path"])
+
+    def _bring(self, layers: Sequence[Layer], store: Store, ensure: Ensure) -> None:
+        """The inputs of layers, into our store and from there into Nix's: nothing is fetched twice."""
+        inputs = dict.fromkeys(file for layer in layers for file in plans.files(layer))
+        ensure(inputs)
+        self.nix.add_files([store.path(file.digest) for file in inputs])
+
+
+class _Told:
+    """Says once of every layer where it comes from."""
+
+    def __init__(self, names: Mapping[str, str], note: Callable[[str], None]) -> None:
+        self._names, self._note = names, note
+
+    def __call__(self, name: str, place: str) -> None:
+        if name in self._names:
+            from_cache = "://" in place and not place.startswith("ssh")
+            words = f"from {place}" if from_cache else f"built on {place}" if place else "built here"
+            self._note(f"nix: {self._names[name]}: {words}")
+
+
+def engine_file() -> Path:
+    """Where `engine.nix` is: in an installed package beside this module, else at the top of the sources."""
+    inside = Path(__file__).with_name("engine.nix")
+    return inside if inside.is_file() else Path(__file__).parents[2] / "nix/engine.nix"
+
+
+def document_of(name: str, layers: Iterable[Layer], span_size: int, packer: str) -> dict[str, object]:
+    """What `engine.nix` reads: JSON."""
+    chosen = list(layers)
+    return {
+        "version": VERSION,
+        "name": safe(name),
+        "system": f"{platform.machine()}-linux",
+        "runtime": packer,
+        "files": {file.sha256: {} for layer in chosen for file in plans.files(layer)},
+        "layers": {
+            f"{_PREFIX}{layer.key.hex}": {
+                "name": name_of(layer),
+                "spec": encode(layer, span_size),
+                "files": list(dict.fromkeys(file.sha256 for file in plans.files(layer))),
+            }
+            for layer in chosen
+        },
+    }
+
+
+def name_of(layer: Layer) -> str:
+    """The name of a layer's derivation: its own, and of its key enough to tell it from others."""
+    return f"{safe(layer.name)}-{layer.key.hex[:8]}"
+
+
+def safe(name: str) -> str:
+    """A name without what Nix forbids in names."""
+    return _FORBIDDEN.sub("-", name).strip(".-")[:120] or "layer"
+
+
+def take(folder: Path, layers: Sequence[Layer], span_size: int, store: Store) -> None:
+    """Takes the layer that a derivation left in `folder` into the store, its objects checked against their digests."""
+    theirs = Store(folder)
+    layer = next((layer for layer in layers if theirs.record("layer", layer.key.hex)), None)
+    record = theirs.record("layer", layer.key.hex) if layer else None
+    if layer is None or record is None:
+        raise NixError(
+            f"{folder}: there is no layer in it", hint="`nix-store --verify --check-contents --repair` mends a store"
+        )
+    blob = Digest.parse(record["objects"][0])
+    for kind, key in reversed(records(layer, blob, span_size)):  # the layer's last: it leads to all others
+        found = theirs.record(kind, key)
+        if found is None:
+            raise NixError(
+                f"{folder}: the layer is not complete", hint="remove it with `nix-store --delete`, and build again"
+            )
+        for digest in map(Digest.parse, found["objects"]):
+            _adopt(theirs.path(digest), digest, store)
+        store.put_record(kind, key, found)
+
+
+def _adopt(path: Path, digest: Digest, store: Store) -> None:
+    if store.has(digest):
+        return
+    with store.temporary() as copy:
+        shutil.copyfile(path, copy)
+        with copy.open("rb") as file:
+            found = hash_of(file.fileno())
+        if found != digest:
+            raise HostileInputError(
+                f"{path}: the bytes are those of {found}",
+                hint="`nix-store --verify --check-contents --repair` mends a store",
+            )
+        store.adopt(copy, digest)

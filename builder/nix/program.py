@@ -1,0 +1,200 @@
+"""The programs of Nix, as they are installed: which version, which store, and builds whose log is read as it comes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from builder.errors import BuilderError, ToolError
+from builder.nix.inside import MARK
+from builder.process import follow, run
+
+OLDEST = (2, 8)
+_INSTALL = "install Nix 2.8 or newer (Debian: apt install nix-bin), or build without it"
+_BUILD, _SUBSTITUTE, _LOG_LINE = 105, 108, 101
+"""Numbers of the activities and results that its JSON log tells."""
+_ERROR, _WARNING = 0, 1
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_HASH = len("/nix/store/") + 33
+_MOST = 40
+_ALWAYS = ("--option", "sandbox", "true", "--option", "sandbox-fallback", "false")
+_REMEDIES = (
+    (
+        "may not be deterministic",
+        "that is a bug in Layerwright, or a machine whose memory or disk errs: please report it",
+    ),
+    ("build users group", "set `build-users-group =` in NIX_CONFIG, or make the group as Nix's manual says"),
+    ("build-users-group", "set `build-users-group =` in NIX_CONFIG, or make the group as Nix's manual says"),
+    ("user namespace", "the sandbox needs namespaces of the kernel: run as root, or allow user namespaces"),
+    ("sandbox", "the sandbox is required: run as root or allow user namespaces, and set `sandbox = true` in nix.conf"),
+    ("experimental", "allow it: `experimental-features = nix-command` in nix.conf"),
+    ("max-jobs", "let somebody build: --max-jobs 1 or --builders, or name a cache that has it with --substituters"),
+    ("local builds are disabled", "let somebody build: --max-jobs 1 or --builders, or name a cache that has it"),
+    ("machine", "name a machine with --builders, or let this one build with --max-jobs"),
+    ("ermission denied", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
+    ("ead-only", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
+    ("unable to open database", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
+    ("signature", "name the key that signed it with --trusted-public-keys, or another cache"),
+)
+
+
+class NixError(ToolError):
+    """Nix is missing, too old, or failed."""
+
+
+@dataclass(frozen=True)
+class Nix:
+    """The programs, with an environment and further options for all of them; `note` is told what users want to know."""
+
+    environ: Mapping[str, str]
+    options: tuple[str, ...] = ()
+    note: Callable[[str], None] = field(default=lambda _: None)
+
+    def check(self) -> None:
+        """Raises `NixError` unless there is a Nix that is new enough."""
+        text = run(["nix", "--version"], env=self.environ, hint=_INSTALL).decode(errors="replace")
+        found = re.search(r"(\d+)\.(\d+)(\S*)\s*$", text)
+        if not found or (int(found[1]), int(found[2])) < OLDEST:
+            raise NixError(f"{text.strip() or 'nix'}: too old", hint=_INSTALL)
+
+    @property
+    def root(self) -> Path:
+        """What stands before `/nix/store` on this machine's disk. Raises `NixError` for a store that is elsewhere."""
+        remote = self.environ.get("NIX_REMOTE", "")
+        if remote.startswith("/"):
+            return Path(remote)
+        address = urlsplit(remote)
+        if remote.partition("?")[0] in ("", "auto", "daemon", "local") or address.scheme == "unix":
+            return Path(parse_qs(address.query).get("root", ["/"])[0])
+        raise NixError(
+            f"NIX_REMOTE={remote}: that store is not on this machine",
+            hint="let its machine build: --builders with a store of your own, NIX_REMOTE=/absolute/folder",
+        )
+
+    def real(self, path: str) -> Path:
+        """Where a store path is on this machine's disk."""
+        return self.root / path.lstrip("/")
+
+    def add(self, folder: Path) -> str:
+        """Adds a folder under its own name; its store path."""
+        return self._plain("nix-store", "--add", str(folder)).decode().strip()
+
+    def add_files(self, files: Sequence[Path]) -> None:
+        """Adds files as what a fetch of their sha256 gives, under their own names."""
+        for start in range(0, len(files), _MOST):
+            self._plain("nix-store", "--add-fixed", "sha256", *map(str, files[start : start + _MOST]))
+
+    def valid(self, path: str) -> bool:
+        """Whether the store has a path."""
+        try:
+            self._plain("nix-store", "--check-validity", path)
+        except NixError:
+            return False
+        return True
+
+    def missing(self, arguments: Sequence[str]) -> tuple[str, ...]:
+        """The names of the derivations that `build` would have to build: neither the store nor a cache has what they make."""
+        lines: list[str] = []
+        status, _ = follow(self._argv("build", "--dry-run", *arguments), lines.append, env=self.environ, hint=_INSTALL)
+        if status:
+            raise _failure([line for line in lines if line.strip()], "nix build --dry-run")
+        names, listed = [], False
+        for line in lines:
+            if not line.startswith("  "):
+                listed = "will be built" in line
+            elif listed and line.strip().endswith(".drv"):
+                names.append(_name(line.strip()))
+        return tuple(names)
+
+    def build(self, arguments: Sequence[str], where: Callable[[str, str], None]) -> tuple[str, ...]:
+        """Builds and gives the outputs' store paths; `where` is told the name of every derivation and which machine or cache
+        it comes from, as that begins."""
+        log = _Log(where, self.note)
+        argv = self._argv("build", "--log-format", "internal-json", "--json", *arguments)
+        status, out = follow(argv, log, env=self.environ, hint=_INSTALL)
+        if status:
+            raise log.failure()
+        return tuple(path for built in json.loads(out) for path in built["outputs"].values())
+
+    def command(self, *arguments: str) -> bytes:
+        """Runs `nix ARGUMENTS` and returns what it printed."""
+        return self._plain(*self._argv(*arguments))
+
+    def _argv(self, verb: str, *arguments: str) -> list[str]:
+        return ["nix", verb, "--extra-experimental-features", "nix-command", *_ALWAYS, *self.options, *arguments]
+
+    def _plain(self, *argv: str) -> bytes:
+        lines: list[str] = []
+        status, out = follow(argv, lines.append, env=self.environ, hint=_INSTALL)
+        if status:
+            raise _failure(lines, " ".join(argv[:2]))
+        return out
+
+
+class _Log:
+    """Nix's log as JSON, a line at a time (its `internal-json`); what is unknown is passed over."""
+
+    def __init__(self, where: Callable[[str, str], None], note: Callable[[str], None]) -> None:
+        self._where, self._note = where, note
+        self._errors: list[str] = []
+        self._activities: dict[int, tuple[str, str]] = {}
+        self._refused: list[tuple[str, str | None]] = []
+
+    def __call__(self, line: str) -> None:
+        try:
+            event = json.loads(line.removeprefix("@nix ")) if line.startswith("@nix ") else {}
+        except ValueError:
+            event = {}
+        match event:
+            case {"action": "start", "type": int(kind), "id": int(number), "fields": [str(path), str(place), *_]} if (
+                kind in (_BUILD, _SUBSTITUTE)
+            ):
+                self._activities[number] = _name(path), place
+                self._where(_name(path), place)
+            case {"action": "result", "type": 101, "id": int(number), "fields": [str(text), *_]} if text.startswith(
+                MARK
+            ):
+                self._refuse(text, *self._activities.get(number, ("a layer", "")))
+            case {"action": "msg", "level": int(level), "msg": str(text)}:
+                self._message(level, _COLOUR.sub("", text).strip())
+            case _ if line and not line.startswith("@nix "):
+                self._errors.append(_COLOUR.sub("", line))
+
+    def _message(self, level: int, text: str) -> None:
+        if level == _ERROR:
+            self._errors.append(text)
+        elif level == _WARNING and text:
+            self._note(f"nix: {text.removeprefix('warning: ')}")
+
+    def _refuse(self, text: str, name: str, place: str) -> None:
+        try:
+            message, hint = json.loads(text.removeprefix(MARK))
+        except ValueError:
+            return
+        self._refused.append((f"{name}{f' on {place}' if place else ''}: {message}", hint))
+
+    def failure(self) -> BuilderError:
+        """Why the build failed."""
+        for message, hint in self._refused:
+            return BuilderError(message, hint=hint)
+        return _failure(self._errors, "nix build")
+
+
+def _name(path: str) -> str:
+    return path[_HASH:].removesuffix(".drv")
+
+
+def _failure(lines: Iterable[str], what: str) -> NixError:
+    text = _COLOUR.sub("", "\n".join(lines)).strip()[-4000:]
+    hint = next((remedy for sign, remedy in _REMEDIES if sign in text), None)
+    return NixError(f"{what} failed: {text or 'it printed nothing'}", hint=hint, output=text)
+
+
+def setting(name: str, value: Any) -> tuple[str, ...]:
+    """One of Nix's settings, as options of its programs."""
+    return ("--option", name, str(value)) if value not in (None, "", ()) else ()
