@@ -70,6 +70,7 @@ class Engine:
         """The store paths of layers, in no order, held by links in `folder` as long as that is there; with `image`, the
         one path that refers to all of them."""
         self.nix.check()
+        assert self.nix.root
         names = {name_of(layer): layer for layer in chosen}
         plan = folder / "plan.json"
         document = document_of("image", chosen, span_size, self.runtime(store))

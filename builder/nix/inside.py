@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))
@@ -81,10 +81,16 @@ def _main() -> None:
         for key, path in attributes["layers"].items():
             (out / key).symlink_to(path)
         return
+    if Path("/usr").exists():  # no sandbox has that
+        _refuse("it would be packed without a sandbox", "set `sandbox = true` in nix.conf of the machine that builds")
     try:
         pack(attributes["spec"], [Path(path) for path in attributes["inputs"]], Path("store").absolute(), out)
     except BuilderError as error:
-        raise SystemExit(MARK + json.dumps([str(error), error.hint])) from error
+        _refuse(str(error), error.hint)
+
+
+def _refuse(message: str, hint: str | None) -> NoReturn:
+    raise SystemExit(MARK + json.dumps([message, hint]))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ _REMEDIES = (
     ("machine", "name a machine with --builders, or let this one build with --max-jobs"),
     ("ermission denied", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
     ("ead-only", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
+    ("not a directory", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
     ("unable to open database", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
     ("signature", "name the key that signed it with --trusted-public-keys, or another cache"),
 )
