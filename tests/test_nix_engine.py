@@ -19,12 +19,9 @@ from world import Done, World, run, world
 
 from builder import lock as locks
 from builder import plan as plans
-from builder.errors import BuilderError
 from builder.models.client import modules
 from builder.nix import inside, runtime
-from builder.nix.engine import Engine, name_of, safe
-from builder.nix.program import Nix
-from builder.store import Store
+from builder.nix.engine import name_of, safe
 
 CONFIG = "build-users-group =\nsubstitute = false\nflake-registry =\n"
 SYSTEM = f"{os.uname().machine}-linux"
@@ -130,17 +127,20 @@ def test_a_remote_builder_gives_the_same(machines: Machines) -> None:
     assert any(path.name.endswith("3-wheels") or "3-wheels-" in path.name for path in (far / "nix/store").iterdir())
 
 
-def test_packing_outside_of_a_sandbox_is_refused(machines: Machines) -> None:
-    """Even where a machine that builds does not do as it is told."""
-    machine = machines.new("open")
-    options = ("--option", "sandbox", "false")
-    environ = {**os.environ, "NIX_REMOTE": str(machine.root / "nix"), "NIX_CONFIG": CONFIG}
+def test_packing_outside_of_a_sandbox_is_refused(machines: Machines, built: Machine, tmp_path: Path) -> None:
+    """Even where a machine that builds does not do as it is told: the packer sees it by itself."""
+    packer = built.path(runtime.NAME)
     lock = locks.parse((machines.project / "small.lock.json").read_text(), "lock")
-    layers = [layer for platform in plans.plan(lock).platforms for layer in platform.layers]
-    store = Store(machines.root / "plain/cache/layerwright")  # has what packing reads
-    with pytest.raises(BuilderError, match=r"3-wheels.*: it would be packed without a sandbox") as caught:
-        Engine(Nix(environ, options))(layers, 1 << 20, store, lambda files: None)
-    assert "sandbox = true" in str(caught.value.hint)
+    layer = next(layer for layer in plans.plan(lock).platforms[0].layers if layer.name == "3 wheels")
+    attributes = {"outputs": {"out": str(tmp_path / "out")}, "spec": inside.encode(layer, 1 << 20), "inputs": []}
+    (tmp_path / ".attrs.json").write_text(json.dumps(attributes))
+    argv = [packer / "lib/ld.so", "--library-path", packer / "lib", packer / "bin/python", "-I", "-B", "-S"]
+    argv.append(packer / "site/builder/nix/inside.py")
+    done = subprocess.run(list(map(str, argv)), cwd=tmp_path, env={}, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    message, hint = json.loads(done.stderr.removeprefix(inside.MARK))
+    assert "without a sandbox" in message
+    assert "sandbox = true" in hint
 
 
 def test_verify_builds_again(machines: Machines, built: Machine) -> None:
