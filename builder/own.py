@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.errors import BuilderError
-from builder.lock import LockedInclude, LockedLocal, LockedStart, LockedTemplate, SociSettings
+from builder.lock import Lock, LockedInclude, LockedLocal, LockedStart, LockedTemplate, SociSettings
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.profile import LoadedProfile, Profile
@@ -68,6 +68,11 @@ def read_local(loaded: LoadedProfile, store: Store | None = None, progress: Prog
         start, texts = readahead.locked(loaded.root / asked.trace, asked.trace, number)
         rendered |= texts
     return Local(includes, files, tuple(sorted(templates)), rendered, models, start)
+
+
+def own_places(local: Local | Lock) -> tuple[str, ...]:
+    """Where in the image they go."""
+    return tuple(sorted({item.to for item in local.files} | {item.to for item in local.templates}))
 
 
 def _template(root: Path, source: str) -> str:

@@ -27,6 +27,7 @@ from builder.plan import (
     FilesLayer,
     Layer,
     LinksLayer,
+    NixLayer,
     SystemLayer,
     WheelLayer,
     files,
@@ -155,6 +156,10 @@ class Packer:
             from builder.sources import wheels
 
             return wheels.links(layer, store)
+        if isinstance(layer, NixLayer):
+            from builder.sources import nix
+
+            return nix.entries(layer, store)
         if isinstance(layer, EnvironmentLayer):
             from builder.sources import system
 

@@ -18,11 +18,15 @@ from builder.lock import (
     LockedDeb,
     LockedFile,
     LockedLocal,
+    LockedNix,
+    LockedNixLink,
+    LockedNixPath,
     LockedPlatform,
     LockedPython,
     LockedTemplate,
     LockedWheel,
     SociSettings,
+    closure,
 )
 from builder.oci import spec
 from builder.oci.companions import MODEL
@@ -36,6 +40,7 @@ _MAX_LARGE = 96
 _GPU = "vnd.layerwright.gpu."
 _MAX_LAYERS = 118
 """Layers of a base image and large wheels together: runtimes lay 127 over one another, and some more come on top."""
+NIX_ORIGIN = "nix"
 _VENV_PATH = "/opt/venv/bin"
 
 
@@ -112,7 +117,17 @@ class LinksLayer:
     python: str
 
 
-Layer = BaseLayer | EnvironmentLayer | SystemLayer | WheelLayer | LinksLayer | FilesLayer
+@dataclass(frozen=True)
+class NixLayer:
+    """Paths of a Nix store, or links into some."""
+
+    name: str
+    key: Digest
+    paths: tuple[LockedNixPath, ...]
+    links: tuple[LockedNixLink, ...] = ()
+
+
+Layer = NixLayer | BaseLayer | EnvironmentLayer | SystemLayer | WheelLayer | LinksLayer | FilesLayer
 
 
 @dataclass(frozen=True)
@@ -161,6 +176,8 @@ def inputs(layer: Layer) -> tuple[tuple[str, int], ...]:
         return tuple((f"{wheel.name} {wheel.version}", wheel.file.size) for wheel in layer.wheels)
     if isinstance(layer, LinksLayer):
         return ()
+    if isinstance(layer, NixLayer):
+        return tuple((path.name[33:], path.size) for path in layer.paths)
     files = tuple((file.to, file.size or 0) for file in layer.files)
     return files + tuple((template.to, template.size) for template in layer.templates)
 
@@ -176,7 +193,14 @@ def files(layer: Layer) -> tuple[LockedFile, ...]:
         return (*(wheel.file for wheel in layer.wheels), *(deb.file for deb in debs))
     if isinstance(layer, LinksLayer):
         return tuple(wheel.file for wheel in layer.wheels)
+    if isinstance(layer, NixLayer):
+        return tuple(map(nix_file, layer.paths))
     return ()
+
+
+def nix_file(path: LockedNixPath) -> LockedFile:
+    """The archive of a path, whose digest Nix calls narHash, as a file of an origin without addresses."""
+    return LockedFile(NIX_ORIGIN, path.name, path.sha256, path.size)
 
 
 def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
@@ -187,6 +211,8 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
         annotations[spec.BASE_DIGEST] = locked.image.manifest
     if locked.debian:
         layers.append(_system(lock.format, locked))
+    if locked.nix:
+        layers += _nix(lock.format, locked.nix, locked.image)
     if python := locked.python.version if locked.python else locked.cuda.python if locked.cuda else None:
         layers += _wheels(lock.format, locked, python)
         if (
@@ -228,6 +254,27 @@ def base_layers(image: LockedImage) -> list[BaseLayer]:
     ]
 
 
+def _nix(format_: int, nix: LockedNix, image: LockedImage | None) -> list[NixLayer]:
+    """The closure, what many need first, and the links last: paths that images have in common stay layers in common."""
+    below = len(image.layers) if image else 0
+    groups = closure.layers(nix.paths, max(1, min(closure.MOST_LAYERS, _MAX_LAYERS - below)))
+    layers = [
+        NixLayer(
+            f"nix {group[0].name[33:]}" if len(group) == 1 else f"{len(group)} nix paths",
+            _key(format_, "nix", {"paths": [[path.name, path.sha256] for path in sorted(group)]}),
+            tuple(sorted(group)),
+        )
+        for group in groups
+    ]
+    links = [link for root in nix.roots for link in root.links]
+    if image:
+        links = [replace(link, to=image.place(link.to)) for link in links]
+    if links:
+        parts = {"links": [[link.to, link.target] for link in sorted(links)]}
+        layers.append(NixLayer("nix links", _key(format_, "nix", parts), (), tuple(sorted(links))))
+    return layers
+
+
 def _environment(format_: int, python: LockedPython) -> EnvironmentLayer:
     key = _key(format_, "environment", {"executable": python.executable, "python": python.version})
     return EnvironmentLayer("environment", key, python.executable, python.version)
@@ -250,7 +297,9 @@ def _wheels(format_: int, locked: LockedPlatform, python: str) -> list[WheelLaye
     """Large wheels: what CUDA brings first, then by name; the rest in one layer."""
     bytecode = _bytecode(locked, locked.python) if locked.python else None
     by_size = sorted((wheel for wheel in locked.wheels if wheel.file.size >= LARGE_WHEEL), key=lambda w: -w.file.size)
-    most = min(_MAX_LARGE, _MAX_LAYERS - len(locked.image.layers)) if locked.image else _MAX_LARGE
+    below = len(locked.image.layers) if locked.image else 0
+    most = min(_MAX_LARGE, _MAX_LAYERS - below) if locked.image else _MAX_LARGE
+    most = max(0, min(most, _MAX_LAYERS - closure.MOST_LAYERS - below)) if locked.nix else most
     large = sorted(by_size[:most], key=lambda wheel: (not wheel.name.startswith("nvidia-"), wheel.name))
     small = tuple(sorted(set(locked.wheels) - set(large)))
 

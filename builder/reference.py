@@ -57,6 +57,9 @@ python:
   bytecode: auto
 cuda: {version: "13.2", flavour: runtime, cudnn: true, nccl: auto}
 gpu: {require: [sm_80, sm_90], driver: ">=580", optional: ["flashinfer-*"]}
+nix:
+  - ./tools#report
+  - {from: "flake:nixpkgs#ffmpeg-headless", links: {/usr/local/bin/ffmpeg: bin/ffmpeg}}
 slim:
   - {wheels: [triton], drop: [triton/backends/amd, "*.a"]}
 files:
@@ -158,9 +161,10 @@ def _classes(cls: type, path: str) -> Iterator[tuple[type, str]]:
     for key in keys(cls):
         place = f"{path}.{key.name}".lstrip(".")
         for hint in members(key.hint) or (key.hint,):
-            inner = element(hint) or hint
-            if has_keys(inner):
-                yield from _classes(inner, place if inner is hint else f"{place}[]")
+            inner = element(hint)
+            for each in members(inner) or (inner or hint,):
+                if has_keys(each):
+                    yield from _classes(each, place if inner is None else f"{place}[]")
 
 
 def _section(cls: type, path: str) -> Iterator[str]:
@@ -179,6 +183,8 @@ def _type(key: Key) -> str:
 
 def _hint(hint: Any) -> str:
     inner, rules = bare(hint)
+    if several := members(inner):
+        return " or ".join(map(_hint, several))
     if (item := element(inner)) is not None:
         return "a list of mappings, see below" if has_keys(item) else f"a list, each {_hint(item)}"
     if types := pair(inner):

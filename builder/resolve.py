@@ -20,14 +20,14 @@ from builder.lock import (
     LockedFile,
     LockedLocal,
     LockedModel,
+    LockedNix,
     LockedPlatform,
     LockedPython,
-    LockedTemplate,
     LockedWheel,
 )
 from builder.oci.content import Source
 from builder.oci.spec import Platform
-from builder.own import Local, execution, soci_settings
+from builder.own import Local, execution, own_places, soci_settings
 from builder.packing import Folder, Packer
 from builder.profile import PYTHON_OF, Cuda, LoadedProfile, Model, Profile, Python
 from builder.progress import Progress
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from builder.findings.flavour import Composed
     from builder.models.sources import Means
     from builder.sources.debian import Archive
+    from builder.sources.nix import Means as NixMeans
     from builder.store import Store
 
 _ALWAYS = ("base-files",)
@@ -50,7 +51,7 @@ _NO_UPGRADE: frozenset[str] = frozenset()
 class Places:
     """Where inputs are looked up, and the architecture of this machine in the words of an OCI platform; where a decision
     depends on what is in an input, `ensure` brings it into `store`. `means` is what models need, where there are any; `base` opens
-    the place of the profile's base image and says what it is called there."""
+    the place of the profile's base image and says what it is called there; `nix` is what references to Nix need."""
 
     archives: Mapping[str, Archive]
     catalogue: Catalogue
@@ -59,6 +60,7 @@ class Places:
     ensure: Callable[[Iterable[LockedFile]], None]
     means: Means | None = None
     base: Callable[[], tuple[Source, str | None]] | None = None
+    nix: NixMeans | None = None
 
 
 def resolve(
@@ -77,7 +79,7 @@ def resolve(
     moves it; then nothing is looked up. `created` (RFC 3339, UTC) is taken only if anything else changes.
     """
     profile = loaded.profile
-    own = _own_places(found.files, found.templates), _own_places(previous.files, previous.templates) if previous else ()
+    own = own_places(found), own_places(previous) if previous else ()
     platforms = tuple(
         _with_contract(
             _platform(loaded, platform, places, _of(previous, platform), upgrade, progress, own, found.files),
@@ -118,8 +120,9 @@ def _platform(
     files: Sequence[LockedLocal],
 ) -> LockedPlatform:
     profile = loaded.profile
+    nix, own = _nix(profile, platform, places, previous, upgrade, progress, own)
     if profile.base is None:
-        return LockedPlatform(platform)
+        return LockedPlatform(platform, nix=nix)
     found: LockedDebian | None = None
     image: LockedImage | None = None
     closure: tuple[str, ...] = ()
@@ -134,7 +137,7 @@ def _platform(
     below = image or found
     assert below
     if not profile.python and not profile.cuda:
-        return LockedPlatform(platform, found, image=image)
+        return LockedPlatform(platform, found, image=image, nix=nix)
     request = request_of(loaded, platform, image)
     wheels, cuda = _wheels(loaded, platform, below, request, places, previous, upgrade, progress, files)
     version = python_version(profile, image)
@@ -154,7 +157,28 @@ def _platform(
         )
     elif cuda:
         cuda = replace(cuda, python=version, wheels=wheels)
-    return LockedPlatform(platform, found, python, cuda=cuda, image=image)
+    return LockedPlatform(platform, found, python, cuda=cuda, image=image, nix=nix)
+
+
+def _nix(
+    profile: Profile,
+    platform: Platform,
+    places: Places,
+    previous: LockedPlatform | None,
+    upgrade: bool | frozenset[str],
+    progress: Progress,
+    own: OwnPlaces,
+) -> tuple[LockedNix | None, OwnPlaces]:
+    """What comes from Nix, and the places of ours with those of that."""
+    if not profile.nix:
+        return None, own
+    from builder.sources import nix
+
+    assert places.nix
+    before = previous.nix if previous else None
+    with progress.task(f"lock what comes from Nix for {platform}", None):
+        found = nix.lock(profile.from_nix, platform.architecture, places.nix, before, upgrade)
+    return found, (own[0] + nix.places(found), own[1] + nix.places(before))
 
 
 def _with_contract(
@@ -339,10 +363,6 @@ def _bytecode(python: Python, platform: Platform, architecture: str, before: Loc
     return before.bytecode if before else platform.architecture == architecture
 
 
-def _own_places(files: Sequence[LockedLocal], templates: Sequence[LockedTemplate]) -> tuple[str, ...]:
-    return tuple(sorted({item.to for item in files} | {item.to for item in templates}))
-
-
 def _models(
     profile: Profile, found: Local, places: Places, previous: Lock | None, upgrade: bool | frozenset[str]
 ) -> tuple[LockedModel, ...]:
@@ -359,6 +379,10 @@ def _check_known(names: frozenset[str], platforms: Sequence[LockedPlatform], mod
     debs = {deb.name for item in platforms if item.debian for deb in item.debian.packages}
     wheels = {wheel.name for item in platforms for wheel in item.wheels}
     images = {item.image.name for item in platforms if item.image}
+    if any(item.nix for item in platforms):
+        from builder.sources import nix
+
+        images |= {name for item in platforms for name in nix.names(item.nix)}
     others = debs | images | {model.name for model in models}
     if unknown := sorted(name for name in names if name not in others and canonicalize_name(name) not in wheels):
         raise BuilderError(

@@ -28,6 +28,15 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
         from builder.models import locking  # it takes long to import, and few profiles have models
 
         reasons += locking.differences(profile.models, lock.models, found.models)
+    if profile.nix and not reasons and any(item.nix for item in lock.platforms):
+        from builder.sources import nix  # few profiles have anything from Nix
+
+        now = [nix.expressions(loaded.root, item) for item in profile.from_nix]
+        for item in lock.platforms:
+            then = [root.expressions for root in item.nix.roots] if item.nix else []
+            pairs = zip(profile.from_nix, then, now, strict=False)
+            reasons += [f"nix: {each.source} has changed" for each, old, new in pairs if old != new]
+        reasons = list(dict.fromkeys(reasons))
     if lock.includes != found.includes and not reasons:
         reasons.append("a profile that it extends has changed")
     for locked in lock.platforms:

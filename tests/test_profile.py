@@ -27,6 +27,7 @@ from builder.profile import (
     Image,
     Mode,
     Model,
+    Nix,
     Port,
     Profile,
     Publish,
@@ -84,6 +85,10 @@ def test_a_full_profile(tmp_path: Path) -> None:
         ),
         templates=(Template(source="serve.sh.j2", to="/app/serve.sh", mode=Mode(0o755)),),
         values={"port": 8080},
+        nix=(
+            "tools#report",
+            Nix(source="flake:nixpkgs#ffmpeg-headless", links=(("/usr/local/bin/ffmpeg", "bin/ffmpeg"),)),
+        ),
         models=(
             Model(
                 name="sdxl-turbo",
@@ -156,7 +161,23 @@ BAD = [
         "p.yaml:2:7: $.name: expected a name of lower-case letters, digits and single . _ - between them, "
         'found "My App": write my-app',
     ),
-    (HEAD + "nix: {}", "p.yaml:3:1: $.nix: unknown key: this version does not know nix yet"),
+    (HEAD + "nix: {}", "p.yaml:3:6: $.nix: expected a list, found a mapping"),
+    (
+        HEAD + "nix: [x, {links: {}}, '-f', '/nix/store/x', 'github:a/b c', 'git+https://me:secret@h.example/x', x]",
+        "p.yaml:3:10: $.nix[1].from: required key missing\n"
+        "p.yaml:3:29: $.nix[3]: expected a reference such as ./default.nix#tool, github:owner/repository#tool or "
+        '/nix/store/HASH-NAME, found "/nix/store/x": write /nix/store/HASH-NAME, the whole path and nothing below it\n'
+        "p.yaml:3:45: $.nix[4]: expected a reference such as ./default.nix#tool, github:owner/repository#tool or "
+        '/nix/store/HASH-NAME, found "github:a/b c"\n'
+        "p.yaml:3:61: $.nix[5]: credentials do not belong into a profile",
+    ),
+    (HEAD + "nix: [./x, 'x']", "p.yaml:3:12: $.nix[1]: nix[0] is x too"),
+    (
+        HEAD + "nix: [{from: x, links: {/opt/x: bin/../x, y: bin}}]",
+        'p.yaml:3:33: $.nix[0].links["/opt/x"]: expected a relative path in what Nix gives, such as bin/tool, found '
+        '"bin/../x"\n'
+        'p.yaml:3:43: $.nix[0].links.y: expected an absolute, normal path such as /app, found "y": write /y',
+    ),
     (HEAD + "cuda: {}", "p.yaml:3:7: $.cuda.version: required key missing"),
     (
         HEAD + "cuda: {version: '13.2'}",
@@ -183,7 +204,6 @@ BAD = [
         HEAD + "base: {debian: bookworm}\ncuda: {version: '13.2', flavour: none, cudnn: true}",
         "p.yaml:4:47: $.cuda.cudnn: flavour none adds nothing: leave cudnn out, or write flavour: base",
     ),
-    (HEAD + "nix: {}", "p.yaml:3:1: $.nix: unknown key: this version does not know nix yet"),
     (
         HEAD + "base: {debian: bookworm, image: 'oci:x'}",
         "p.yaml:3:7: $.base: either a Debian (debian: bookworm, trixie) or an image is below everything else, not both: "
@@ -637,6 +657,8 @@ _BEYOND = (
     "bookworm has Python",
     "no Debian for it",
     "two templates",
+    "] is x too",
+    "credentials do not belong",
     "twice, first in",
     "80/tcp",
     "expected a requirement",

@@ -13,6 +13,7 @@ from builder.cli.options import common, plain_http_option, profile_argument
 from builder.cli.work import Work
 from builder.errors import StaleLockError, UsageError
 from builder.lock import Lock, LockedPlatform
+from builder.lock.closure import named
 from builder.oci.digest import Digest
 from builder.staleness import staleness
 
@@ -105,4 +106,7 @@ def _versions(item: LockedPlatform) -> dict[str, str]:
     debs = {deb.name: deb.version for deb in item.debian.packages} if item.debian else {}
     image = {f"base image {item.image.source}": item.image.manifest[7:19]} if item.image else {}
     image |= {f"{name} of the base image": version for name, version in item.image.packages} if item.image else {}
+    if item.nix:
+        found = sorted({output for root in item.nix.roots for output in root.outputs})
+        debs |= {named(output)[0]: f"{named(output)[1]} {output[:8]}".strip() for output in found}
     return debs | image | {wheel.name: " without ".join((wheel.version, *wheel.drop)) for wheel in item.wheels}

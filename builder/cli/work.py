@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +18,15 @@ from builder import profile as profiles
 from builder.assemble import Engine, assemble
 from builder.cli.context import Context
 from builder.errors import BuilderError, OfflineError, StaleLockError, UsageError
-from builder.fetch import Fetcher
+from builder.fetch import Download, Fetcher
 from builder.image import Assembled, BuiltLayer
-from builder.lock import Lock
+from builder.lock import Lock, LockedFile
 from builder.oci import files
 from builder.oci.content import Source
 from builder.own import Local, read_local
 from builder.packing import Folder
 from builder.places.blobs import BaseLayers
+from builder.plan import NIX_ORIGIN
 from builder.profile import PYTHON_OF, LoadedProfile
 from builder.resolve import Places, resolve
 from builder.sources import apt, indexes
@@ -38,6 +39,7 @@ from builder.staleness import staleness
 
 if TYPE_CHECKING:
     from builder.models.sources import Means
+    from builder.sources.nix import Means as NixMeans
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -137,15 +139,41 @@ class Work:
     @property
     def fetcher(self) -> Fetcher:
         """What brings inputs of locks into the store."""
-        return fetcher(self.context, _base_place(self.context, self.loaded))
+        return fetcher(self.context, _base_place(self.context, self.loaded), self.loaded)
 
 
-def fetcher(context: Context, base: Callable[[], tuple[Source, str | None]] | None = None) -> Fetcher:
+def fetcher(
+    context: Context,
+    base: Callable[[], tuple[Source, str | None]] | None = None,
+    loaded: LoadedProfile | None = None,
+) -> Fetcher:
     """What brings inputs of locks into the context's store, from where its settings say that they are; `base` opens the place
-    that has the layers of base images."""
+    that has the layers of base images. What Nix does not have, it builds again from the references of a `loaded` profile."""
     mirrors, catalogue = _origins(context)
-    others = {baseimage.ORIGIN: BaseLayers(base)} if base else None
+    others: dict[str, Download] = {NIX_ORIGIN: _archives(context, loaded)}
+    if base:
+        others[baseimage.ORIGIN] = BaseLayers(base)
     return context.fetcher(ConfiguredOrigins(mirrors, catalogue), others=others)
+
+
+def _archives(context: Context, loaded: LoadedProfile | None) -> Download:
+    @functools.cache
+    def archives() -> Download:
+        from builder.sources.nix import Archives  # few images have anything from Nix
+        from builder.sources.nixtool import Tool
+
+        profile = loaded.profile if loaded else None
+        references = [
+            (item, each.architecture)
+            for item in (profile.from_nix if profile else ())
+            for each in (profile.platforms if profile else ())
+        ]
+        return Archives(Tool(context.environ), loaded.root if loaded else Path(), references)
+
+    def bring(file: LockedFile, path: Path, advance: Callable[[int], None]) -> None:
+        archives()(file, path, advance)
+
+    return bring
 
 
 def base_name(loaded: LoadedProfile) -> str | None:
@@ -192,8 +220,16 @@ def _places(context: Context, loaded: LoadedProfile, means: Means | None = None)
     now = datetime.fromtimestamp(context.clock(), UTC)
     base = _base_place(context, loaded)
     archives = {suite: Archive(_mirrors(context, suite), get, now) for suite in PYTHON_OF}
-    ensure = fetcher(context, base).ensure
-    return Places(archives, catalogue, platform_name(), context.store, ensure, means, base)
+    ensure = fetcher(context, base, loaded).ensure
+    nix = _nix_means(context, loaded, ensure) if loaded.profile.nix else None
+    return Places(archives, catalogue, platform_name(), context.store, ensure, means, base, nix)
+
+
+def _nix_means(context: Context, loaded: LoadedProfile, ensure: Callable[[Iterable[LockedFile]], None]) -> NixMeans:
+    from builder.sources.nix import Means
+    from builder.sources.nixtool import Tool
+
+    return Means(Tool(context.environ), loaded.root.absolute(), context.store, ensure)
 
 
 def _origins(context: Context) -> tuple[Mapping[str, Mirror], Catalogue]:

@@ -73,8 +73,8 @@ Content = Inline | Region | Member
 class Entry:
     """One member of a layer. `path` is relative and normal: `/` between parts, none at the ends, no `.` and no `..`.
 
-    `mode` holds permission bits, setuid, setgid and sticky; the time is the same for all entries. The owner is root but for
-    folders of an image that this one stands on.
+    `mode` holds permission bits, setuid, setgid and sticky; the time (seconds since 1970) is the same for all entries but those
+    that Nix made. The owner is root but for folders of an image that this one stands on.
     """
 
     path: str
@@ -84,6 +84,7 @@ class Entry:
     linkname: str = ""
     uid: int = 0
     gid: int = 0
+    mtime: int = MTIME
 
     @property
     def size(self) -> int:
@@ -108,6 +109,7 @@ def header(entry: Entry) -> bytes:
         entry.linkname.encode()[:100],
         entry.uid if entry.uid <= _MAX_OCTAL_ID else 0,
         entry.gid if entry.gid <= _MAX_OCTAL_ID else 0,
+        entry.mtime,
     )
     if not records:
         return block
@@ -135,7 +137,7 @@ def toc_entry(entry: Entry, offset: int) -> TocEntry:
         gid=entry.gid,
         uname="",
         gname="",
-        mtime=MTIME,
+        mtime=entry.mtime,
         pax=tuple(sorted(_pax_records(entry, name))),
     )
 
@@ -167,7 +169,16 @@ def _pax_record(key: str, value: str) -> bytes:
     return str(length).encode() + rest
 
 
-def _block(name: bytes, mode: int, size: int, typeflag: bytes, linkname: bytes, uid: int = 0, gid: int = 0) -> bytes:
+def _block(
+    name: bytes,
+    mode: int,
+    size: int,
+    typeflag: bytes,
+    linkname: bytes,
+    uid: int = 0,
+    gid: int = 0,
+    mtime: int = MTIME,
+) -> bytes:
     block = b"".join(
         (
             name.ljust(100, b"\0"),
@@ -175,7 +186,7 @@ def _block(name: bytes, mode: int, size: int, typeflag: bytes, linkname: bytes, 
             b"%07o\0" % uid,
             b"%07o\0" % gid,
             b"%011o\0" % size,
-            b"%011o\0" % MTIME,
+            b"%011o\0" % mtime,
             b"        ",
             typeflag,
             linkname.ljust(100, b"\0"),

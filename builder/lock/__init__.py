@@ -11,6 +11,7 @@ import json
 from builder import documents
 from builder.errors import BuilderError
 from builder.lock.checks import problems
+from builder.lock.closure import LockedNixPath
 from builder.lock.values import (
     FORMAT,
     Lock,
@@ -22,6 +23,9 @@ from builder.lock.values import (
     LockedLocal,
     LockedModel,
     LockedModelFile,
+    LockedNix,
+    LockedNixLink,
+    LockedNixRoot,
     LockedPlatform,
     LockedPython,
     LockedRelease,
@@ -43,6 +47,10 @@ __all__ = [
     "LockedLocal",
     "LockedModel",
     "LockedModelFile",
+    "LockedNix",
+    "LockedNixLink",
+    "LockedNixPath",
+    "LockedNixRoot",
     "LockedPlatform",
     "LockedPython",
     "LockedRelease",

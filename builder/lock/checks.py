@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from builder import baseimage
 from builder.gpu.values import GpuContract
+from builder.lock.closure import CircleError, ordered
 from builder.lock.values import (
     Lock,
     LockedCuda,
@@ -15,6 +16,7 @@ from builder.lock.values import (
     LockedLocal,
     LockedModel,
     LockedModelFile,
+    LockedNix,
     LockedPlatform,
     LockedTemplate,
 )
@@ -28,6 +30,7 @@ _PYTHON = re.compile(r"3\.\d{1,2}")
 _WHEEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*\.whl")
 _ARCHITECTURE = re.compile(r"(?:sm|compute)_\d{2,4}[af]?")
 _NUMBERS = re.compile(r"\d{1,4}(?:\.\d{1,4}){0,3}")
+_NIX_NAME = re.compile(r"[0-9a-df-np-sv-z]{32}-[0-9A-Za-z+_?=.-]{1,211}")
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -78,6 +81,8 @@ def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
         yield from _gpu_problems(platform.gpu, f"{path}.gpu")
     if platform.cuda:
         yield from _cuda_problems(platform, platform.cuda, f"{path}.cuda")
+    if platform.nix:
+        yield from _nix_problems(platform.nix, f"{path}.nix")
     if platform.image and platform.debian:
         yield f"{path}: a Debian and an image to stand on"
     if platform.image:
@@ -116,6 +121,39 @@ def _gpu_problems(gpu: GpuContract, path: str) -> Iterator[str]:
     for item in gpu.code:
         if not _PROJECT.fullmatch(item.project) or not _NUMBERS.fullmatch(item.isa or "1"):
             yield f"{path}.code: {item.project!r} is no name of a package, or {item.isa!r} no version"
+
+
+def _nix_problems(nix: LockedNix, path: str) -> Iterator[str]:
+    """Names become folders of the image, and what a path needs decides its layer."""
+    names = {item.name for item in nix.paths}
+    if [item.name for item in nix.paths] != sorted(names):
+        yield f"{path}: its paths are not sorted, each there once"
+    for item in nix.paths:
+        if not _NIX_NAME.fullmatch(item.name):
+            yield f"{path}: {item.name!r} is no name of a path of a Nix store"
+        if not _SHA256.fullmatch(item.sha256) or item.size < 0:
+            yield f"{path}: {item.name}: no narHash, or no size"
+        if list(item.references) != sorted(set(item.references)) or item.name in item.references:
+            yield f"{path}: {item.name}: its references are not sorted, each there once, without itself"
+    needed = {name for item in nix.paths for name in item.references} | {
+        name for root in nix.roots for name in root.outputs
+    }
+    if missing := sorted(needed - names):
+        yield f"{path}: {missing[0]} is needed and not locked"
+    else:
+        try:
+            list(ordered(nix.paths))
+        except CircleError as error:
+            yield f"{path}: {error}"
+    links = [link for root in nix.roots for link in root.links]
+    for to in _twice(link.to for link in links):
+        yield f"{path}: {to} is locked twice"
+    for link in links:
+        parts, target = link.to.split("/"), link.target.split("/")
+        if parts[0] or len(parts) < 2 or any(part in ("", ".", "..") for part in parts[1:]):
+            yield f"{path}: {link.to!r} is no absolute path in an image"
+        if target[:3] != ["", "nix", "store"] or target[3:4] == [] or target[3] not in names or ".." in target:
+            yield f"{path}: {link.to}: {link.target!r} is in no path that is locked"
 
 
 def _cuda_problems(platform: LockedPlatform, cuda: LockedCuda, path: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from builder.baseimage import LockedImage
 from builder.gpu.values import GpuContract
+from builder.lock.closure import LockedNixPath
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
@@ -105,9 +106,45 @@ class LockedCuda:
     reasons: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, order=True)
+class LockedNixLink:
+    """A symlink in the image: `to` is its absolute path, `target` an absolute path below `/nix/store`."""
+
+    to: str
+    target: str
+
+
+@dataclass(frozen=True, order=True)
+class LockedNixRoot:
+    """One reference of a profile, and what it stood for: `source` is the reference without a host, `request` the digest of what was
+    asked for, `outputs` the names of paths.
+
+    Where the reference is to the profile's own files, `expressions` is the digest of the Nix files there. Of a flake, `flake` is
+    the narHash of its source as hex, `revision` what its version control calls it, if it has one, and `inputs` the digest of
+    its own lock.
+    """
+
+    source: str
+    request: str
+    outputs: tuple[str, ...]
+    links: tuple[LockedNixLink, ...] = ()
+    expressions: str = ""
+    flake: str = ""
+    revision: str = ""
+    inputs: str = ""
+
+
+@dataclass(frozen=True)
+class LockedNix:
+    """What one platform has from Nix: what was asked for, in the profile's order, and the closure of all of it."""
+
+    roots: tuple[LockedNixRoot, ...]
+    paths: tuple[LockedNixPath, ...]
+
+
 @dataclass(frozen=True)
 class LockedPlatform:
-    """All inputs of one platform; it stands on Debian packages or on an image."""
+    """All inputs of one platform; it stands on Debian packages, on an image or on nothing."""
 
     platform: Platform
     debian: LockedDebian | None = None
@@ -115,6 +152,7 @@ class LockedPlatform:
     cuda: LockedCuda | None = None
     gpu: GpuContract | None = None
     image: LockedImage | None = None
+    nix: LockedNix | None = None
 
     @property
     def wheels(self) -> tuple[LockedWheel, ...]:

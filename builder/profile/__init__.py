@@ -13,6 +13,7 @@ from builder.profile.forms import PYTHON_OF, Port
 from builder.profile.gpu import Gpu
 from builder.profile.model import Base, File, Image, Profile, Publish, Python, Slim, Soci, Template
 from builder.profile.models import Model
+from builder.profile.nix import Nix
 from builder.profile.starter import starter
 from builder.profile.starting import Budget, Start
 
@@ -28,6 +29,7 @@ __all__ = [
     "LoadedProfile",
     "Mode",
     "Model",
+    "Nix",
     "Port",
     "Profile",
     "Publish",

@@ -39,6 +39,7 @@ from builder.profile.forms import (
 )
 from builder.profile.gpu import Gpu
 from builder.profile.models import Model, models_are_told_apart
+from builder.profile.nix import Nix, NixReference, places_are_told_apart
 from builder.profile.starting import Budget, Start
 
 _Complaints = Iterator[tuple[tuple[str | int, ...], str]]
@@ -317,7 +318,6 @@ def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
 class Profile:
     """What an image is made of and how it starts."""
 
-    later: ClassVar[tuple[str, ...]] = ("nix",)
     checks: ClassVar = (
         _python_stands_on_debian,
         _cuda_stands_on_something,
@@ -327,6 +327,7 @@ class Profile:
         _adapting_needs_a_trace,
         _templates_do_not_collide,
         models_are_told_apart,
+        places_are_told_apart,
     )
 
     version: Literal[1] = field(name="profile", doc="The version of this language; each profile says it.", example=1)
@@ -347,6 +348,11 @@ class Profile:
     python: Python | None = field(doc="Python and its packages.", default=None)
     cuda: Cuda | None = field(doc="CUDA.", default=None)
     gpu: Gpu | None = field(doc="The GPUs that the image is for.", default=None)
+    nix: tuple[NixReference | Nix, ...] = field(
+        doc="What comes from Nix, with everything that it needs: references, or mappings where there is more to say; see nix.md.",
+        default=(),
+        example=["./default.nix#tool"],
+    )
     slim: tuple[Slim, ...] = field(doc="What is left out of wheels.", default=())
     files: tuple[File, ...] = field(doc="Files of your own.", default=())
     templates: tuple[Template, ...] = field(doc="Files of your own that are rendered first.", default=())
@@ -370,6 +376,11 @@ class Profile:
         plain = replace(self, extends=(), base=base, budget=None, publish=replace(self.publish, to=None, models=None))
         document = dump(plain) | {"values": _ordered(self.values)}
         return Digest.of(spec.encode(document))
+
+    @property
+    def from_nix(self) -> tuple[Nix, ...]:
+        """What comes from Nix; a reference alone stands for one with the links that are usual."""
+        return tuple(item if isinstance(item, Nix) else Nix(source=item) for item in self.nix)
 
     @property
     def template_values(self) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ _TYPES = {
     Kind.IMAGE: "container",
     Kind.DEB: "library",
     Kind.WHEEL: "library",
+    Kind.NIX: "library",
     Kind.FILE: "file",
     Kind.MODEL: "machine-learning-model",
 }

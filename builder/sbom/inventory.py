@@ -14,11 +14,21 @@ from urllib.parse import quote
 
 from builder.baseimage import LockedImage
 from builder.image import Assembled
-from builder.lock import Lock, LockedDeb, LockedLocal, LockedModel, LockedPlatform, LockedTemplate, LockedWheel
+from builder.lock import (
+    Lock,
+    LockedDeb,
+    LockedLocal,
+    LockedModel,
+    LockedNixPath,
+    LockedPlatform,
+    LockedTemplate,
+    LockedWheel,
+)
+from builder.lock.closure import named
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
-from builder.plan import FilesLayer, LinksLayer, SystemLayer, WheelLayer, plan
+from builder.plan import FilesLayer, LinksLayer, NixLayer, SystemLayer, WheelLayer, plan
 from builder.sbom.licences import Licence, Told, decide
 
 TOOL = "layerwright"
@@ -33,6 +43,7 @@ class Kind(StrEnum):
     IMAGE = "image"
     DEB = "deb"
     WHEEL = "wheel"
+    NIX = "nix"
     FILE = "file"
     MODEL = "model"
 
@@ -170,6 +181,8 @@ def _components(lock: Lock, number: int, image: Assembled, licences: Mapping[str
                 yield from (_deb(deb, debian, blob) for deb in planned.packages)
             case WheelLayer():
                 yield from (_wheel(wheel, blob, licences.get(wheel.file.sha256)) for wheel in planned.wheels)
+            case NixLayer():
+                yield from (_nix(path, blob) for path in planned.paths)
             case LinksLayer():
                 pass  # links to what the wheels bring
             case FilesLayer():
@@ -206,6 +219,18 @@ def _deb(deb: LockedDeb, debian: str, layer: Digest) -> Component:
 def _wheel(wheel: LockedWheel, layer: Digest, licence: Licence | None) -> Component:
     purl = wheel_purl(wheel)
     return Component(Kind.WHEEL, wheel.name, wheel.version, purl, wheel.file.path, wheel.file.sha256, layer, licence)
+
+
+def nix_purl(path: LockedNixPath) -> str:
+    """The package URL of a path of a Nix store; one without a version is a part, such as a source or a script."""
+    name, version = named(path.name)
+    at = f"@{quote(version, safe='')}" if version else ""
+    return f"pkg:nix/{quote(name, safe='')}{at}?outputhash={path.name[:32]}"
+
+
+def _nix(path: LockedNixPath, layer: Digest) -> Component:
+    name, version = named(path.name)
+    return Component(Kind.NIX, name, version or path.name[:32], nix_purl(path), path.name, path.sha256, layer)
 
 
 def _file(file: LockedLocal | LockedTemplate, sha256: str, layer: Digest) -> Component:

@@ -13,7 +13,7 @@ from builder.image import Assembled
 from builder.lock import Lock, LockedModel, LockedPlatform
 from builder.oci import spec
 from builder.oci.digest import Digest
-from builder.sbom.inventory import TOOL, deb_purl, image_purl, release, wheel_purl
+from builder.sbom.inventory import TOOL, deb_purl, image_purl, nix_purl, release, wheel_purl
 
 MEDIA_TYPE = "application/vnd.in-toto+json"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -76,6 +76,8 @@ def _fetched(locked: LockedPlatform) -> Iterator[tuple[str, str, str]]:
             yield f"{signed.origin}/{signed.suite}/InRelease", signed.sha256, ""
         for deb in locked.debian.packages:
             yield deb.file.path.rpartition("/")[2], deb.file.sha256, deb_purl(deb, debian)
+    for path in locked.nix.paths if locked.nix else ():
+        yield f"{path.name}.nar", path.sha256, nix_purl(path)
     for wheel in locked.wheels:
         yield wheel.file.path, wheel.file.sha256, wheel_purl(wheel)
 

@@ -16,6 +16,7 @@ _PURPOSES = {
     Kind.IMAGE: "CONTAINER",
     Kind.DEB: "INSTALL",
     Kind.WHEEL: "LIBRARY",
+    Kind.NIX: "INSTALL",
     Kind.FILE: "FILE",
     Kind.MODEL: "OTHER",
 }

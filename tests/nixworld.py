@@ -1,0 +1,78 @@
+"""A small world of Nix: a store of its own below a folder, and expressions that need neither nixpkgs nor a network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import judges
+
+SETTINGS = """\
+build-users-group =
+experimental-features = nix-command flakes
+substitute = false
+sandbox = true
+sandbox-fallback = false
+flake-registry =
+"""
+MAKER = """\
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+/* Run as a builder, makes $out/bin/$tool, which mentions $needs; else says hello. */
+int main(void) {
+    const char *out = getenv("out"), *tool = getenv("tool"), *needs = getenv("needs"), *size = getenv("size");
+    char path[4096];
+    FILE *file;
+    if (!out) return puts("hello from Nix") < 0;
+    mkdir(out, 0755);
+    snprintf(path, sizeof path, "%s/bin", out);
+    mkdir(path, 0755);
+    snprintf(path, sizeof path, "%s/bin/%s", out, tool);
+    file = fopen(path, "w");
+    fprintf(file, "#!/bin/sh\\n# %s\\n", needs ? needs : "");
+    for (long left = size ? atol(size) : 0, seed = 1; left > 0; left--)
+        fputc((seed = (seed * 1103515245 + 12345) & 0x7fffffff) >> 16 & 255, file);
+    fclose(file);
+    return chmod(path, 0755);
+}
+"""
+DEFAULT = """\
+let
+  make = name: more: derivation ({ inherit name; tool = name; builder = ./maker; system = builtins.currentSystem; } // more);
+  libc = make "libc-2.36" { size = "4000000"; };
+  ssl = make "libssl-3.0.1" { needs = "${libc}"; size = "300000"; };
+in {
+  app = make "app-1.2" { needs = "${ssl} ${libc}"; };
+  other = make "other" { needs = "${libc}"; };
+}
+"""
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What makes Nix keep its store below `root`, and ask nobody."""
+    return {"NIX_REMOTE": str(root / "nix"), "NIX_CONFIG": SETTINGS, "HOME": str(root)}
+
+
+def maker(folder: Path) -> None:
+    """Puts the builder of `DEFAULT`, a static program, and that into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "maker.c"
+    source.write_text(MAKER)
+    subprocess.run(
+        [judges.require("gcc"), "-static", "-O1", "-s", "-o", folder / "maker", source], check=True, capture_output=True
+    )
+    source.unlink()
+    (folder / "default.nix").write_text(DEFAULT)
+
+
+def nix(root: Path, *arguments: str, cwd: Path | None = None, stdin: bytes | None = None) -> bytes:
+    """What `nix ARGUMENTS` prints, with the store below `root`."""
+    environ: Mapping[str, str] = {**os.environ, **environment(root)}
+    program = arguments[0] if arguments[0].startswith("nix-") else "nix"
+    argv = [str(judges.require(program)), *(arguments[1:] if program != "nix" else arguments)]
+    done = subprocess.run(argv, env=environ, cwd=cwd, input=stdin, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
