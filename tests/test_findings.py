@@ -353,6 +353,19 @@ def test_what_slim_leaves_out_is_missing() -> None:
     assert one(found(replace(whole, gone=lambda path: path == "demo/libinner.so")), "missing").level == "error"
 
 
+def test_files_that_two_wheels_bring() -> None:
+    one_, two = (wheel(f"{name} 1.0", {"build_backend.py": name.encode(), "same.py": b""}) for name in ("one", "two"))
+    item = one(found(one_, two), "collision")
+    assert (item.level, item.what) == (
+        "error",
+        "one 1.0 and two 1.0 both bring build_backend.py, with different content",
+    )
+    assert item.remedy == "leave out one of them: `slim: [{wheels: [two], drop: [build_backend.py]}]`"
+    assert not found(one_, replace(two, gone=lambda path: path == "build_backend.py"))
+    headers = [wheel(f"nvidia-{name} 1.0", {"nvidia/cu13/include/x.h": name.encode()}) for name in ("a", "b")]
+    assert not found(*headers), "for these there is a rule"
+
+
 def test_damaged_files_are_told() -> None:
     broken = InputFacts((), (), (("site/demo/libx.so", 10, ""),), (("site/demo/libx.so", "the headers end too early"),))
     item = one(found(Input("demo 1.0", "wheel", broken)), "damaged")

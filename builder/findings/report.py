@@ -52,6 +52,7 @@ def report(scan: Scan, plain: Scan) -> tuple[Finding, ...]:
         *_own_cuda(twice),
         *_twice(twice),
         *_guessed(scan),
+        *_collisions(scan),
         *(
             Finding(
                 "warning", "damaged", f"{what}: it cannot be loaded", (why,), 0, "choose another version of the package"
@@ -269,6 +270,19 @@ def _guessed(scan: Scan) -> Iterator[Finding]:
     for file, names in groups.items():
         what = f"{file.owner}: {_listed(names, 4)}: opened by name, and nothing brings it"
         yield Finding("warning", "missing", what, (f"{short(file.path)} opens them",), 0, _cuda_remedy(file.owner))
+
+
+def _collisions(scan: Scan) -> Iterator[Finding]:
+    """Files that two wheels bring with different content: there is no image with both."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path, owner, other in scan.root.collisions:
+        groups[owner, other].append(short(path))
+    for (owner, other), paths in groups.items():
+        what = f"{owner} and {other} both bring {_listed(paths, 2)}, with different content"
+        remedy = (
+            f"leave out one of them: `slim: [{{wheels: [{other.partition(' ')[0]}], drop: [{', '.join(paths[:4])}]}}]`"
+        )
+        yield Finding("error", "collision", what, tuple(paths), 0, remedy)
 
 
 def _kinds(group: _Group) -> set[str]:

@@ -12,6 +12,7 @@ from builder.binaries.facts import BinaryFacts, InputFacts
 
 VENV = "/opt/venv"
 _WHITEOUT = re.compile(r"/\.wh\.([^/]+)$")
+_HEADER = re.compile(r"/site-packages/nvidia/(?:[^/]+/)+include/.+")
 _OPAQUE = ".wh..opq"
 _MAX_LINKS = 40
 _MERGED = ("bin", "lib", "lib64", "sbin")
@@ -44,12 +45,13 @@ class File:
 @dataclass
 class Root:
     """A file system of names: `files` by real path, `links` by path; `damaged` says why a file is no ELF file though it begins
-    as one."""
+    as one; `collisions` are (path, wheel, other wheel) where these bring different files."""
 
     files: dict[str, File] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     folders: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     damaged: dict[str, str] = field(default_factory=dict)
+    collisions: list[tuple[str, str, str]] = field(default_factory=list)
 
     def real(self, path: str) -> str:
         """The path that an absolute path leads to, existing or not; a chain of links without an end leads to itself,
@@ -153,9 +155,20 @@ def _relative(path: str) -> str:
 def _put(root: Root, path: str, file: File) -> None:
     folder, name = posixpath.split(path)
     real = posixpath.join(root.real(folder), name)
+    known = root.files.get(real)
+    if known and _collides(known, file, real):
+        root.collisions.append((real, known.owner, file.owner))
     _remove(root, *posixpath.split(real))
     root.files[real] = File(real, file.size, file.checksum, file.owner, file.kind, file.binary)
     _enter(root, real)
+
+
+def _collides(one: File, other: File, path: str) -> bool:
+    """Whether two wheels bring different files of one path, and packing has no rule for it, as for NVIDIA's headers."""
+    if not one.kind == other.kind == "wheel" or (one.size, one.checksum) == (other.size, other.checksum):
+        return False
+    is_nvidias = one.owner.startswith("nvidia-") and other.owner.startswith("nvidia-")
+    return not (is_nvidias and _HEADER.search(path))
 
 
 def _link(root: Root, path: str, target: str) -> None:
