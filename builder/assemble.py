@@ -43,18 +43,24 @@ def assemble(
     jobs: int,
     ready: Callable[[BuiltLayer], None] = lambda _: None,
     engine: Engine | None = None,
+    bring: Callable[[Sequence[Layer]], None] = lambda _: None,
 ) -> Assembled:
     """Makes every layer of the plan that the store does not have, `jobs` at a time, and the images of them.
 
     `ready` is called with every layer as soon as it is in the store; it may start threads. Inputs are read only for
-    layers that have to be made. An `engine` is asked for those first; what it does not bring is packed here. Raises what the
-    inputs deserve: `FetchError`, `HostileInputError`, `CollisionError`, `StaleLockError`.
+    layers that have to be made; `bring` is told of these before, and may put some into the store, and then an `engine` is
+    asked for the rest. What neither brings is packed here. Raises what the inputs deserve: `FetchError`, `HostileInputError`,
+    `CollisionError`, `StaleLockError`.
     """
     layers = list(dict.fromkeys(layer for platform in plan.platforms for layer in platform.layers))
     with store.in_use():
         packer = Packer(store.root, folder, plan.soci)
         known = {layer: packer.known(layer, store) for layer in layers}
         missing = [layer for layer in layers if known[layer] is None]
+        if missing:
+            bring(missing)
+            known |= {layer: packer.known(layer, store) for layer in missing}
+            missing = [layer for layer in missing if known[layer] is None]
         if engine and missing:
             engine(missing, plan.soci.span_size, store, fetcher.ensure)
             known |= {layer: packer.known(layer, store, packed=True) for layer in missing}

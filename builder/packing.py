@@ -125,7 +125,7 @@ class Packer:
         if isinstance(layer, BaseLayer):
             from builder.base import scan
 
-            scan.make(layer, store, self.soci, lambda digest, spans: self._put_ztoc(digest, spans, store), advance)
+            scan.make(layer, store, self.soci, lambda digest, spans: self.put_ztoc(digest, spans, store), advance)
             return
         with store.temporary() as blob, store.temporary() as windows, store.workspace() as spool:
             try:
@@ -134,7 +134,7 @@ class Packer:
             except (BuilderError, FileNotFoundError) as error:
                 raise _explained(error, layer, store) from error
             store.adopt(blob, packed.digest)
-            self._put_ztoc(packed.digest, packed.spans, store)
+            self.put_ztoc(packed.digest, packed.spans, store)
             listing = store.put(_listing(packed, entries))
         record = {
             "name": layer.name,
@@ -173,7 +173,8 @@ class Packer:
         entry = Entry(local.image_path(template.to), mode=int(template.mode, 8), content=Inline(data))
         return Origin(template.source, (entry,))
 
-    def _put_ztoc(self, blob: Digest, spans: LayerSpans, store: Store) -> None:
+    def put_ztoc(self, blob: Digest, spans: LayerSpans, store: Store) -> None:
+        """The ztoc of a layer's spans is in the store afterwards, and is found there."""
         with store.temporary() as path:
             with path.open("wb") as out:
                 described = ztoc.write(spans, out)

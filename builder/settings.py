@@ -9,6 +9,11 @@ Parsed from `config.toml` and the environment, both given by the command line:
 
     [origins]  # where an origin of a lock is found, one address or several; overrules the settings of pip, uv and apt
     pypi = "http://cache.example/simple"
+
+    [cache]  # a repository in which layers are found that others have packed
+    at = "oci://registry.example/team/layers"
+    trust = ["ci-1:<public key>"]                                       # who may have packed them
+    sign = "/run/secrets/ci-1.key"                                      # what is packed here goes there, signed by this
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from builder.errors import UsageError
 
 _NAME = "layerwright"
 _KINDS = {
+    "cache": "a table",
     "jobs": "a number",
     "keyrings": "a list of absolute paths",
     "mirrors": "a list of folders and URLs",
@@ -33,6 +39,8 @@ _KINDS = {
     "store": "an absolute path",
 }
 _MAX_JOBS = 64
+_CACHE_KINDS = {"at": str, "sign": str, "trust": list, "unsigned": bool}
+_CACHE_FORM = "oci://HOST/REPOSITORY"
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,17 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 @dataclass(frozen=True)
+class LayerCache:
+    """A repository of layers: `HOST/REPOSITORY`, the public keys of those whose layers are taken, the file of the secret key that
+    signs what is packed here, and whether layers are taken, and sent, without a signature."""
+
+    at: str
+    trust: tuple[str, ...] = ()
+    sign: Path | None = None
+    unsigned: bool = False
+
+
+@dataclass(frozen=True)
 class Settings:
     """The settings of one run. `origins` maps an origin's name in a lock to its addresses, best first; `keyrings` replace those
     that this machine checks Debian's archive with."""
@@ -79,6 +98,7 @@ class Settings:
     offline: bool = False
     jobs: int = 8
     network: Network = Network()
+    cache: LayerCache | None = None
 
     @classmethod
     def parse(cls, text: str, file: Path, environ: Mapping[str, str], home: Path) -> Settings:
@@ -105,6 +125,7 @@ class Settings:
             offline=_flag(environ, "LAYERWRIGHT_OFFLINE", document.get("offline", False)),
             jobs=_number(environ, "LAYERWRIGHT_JOBS", document.get("jobs", 8)),
             network=Network.of(environ),
+            cache=_cache(document.get("cache", {}), environ, home),
         )
 
 
@@ -146,6 +167,8 @@ def _problems(document: Mapping[str, object]) -> list[str]:
             case "store", str():
                 if not value.startswith(("/", "~/")):
                     problems.append(f"store: expected an absolute path, or one that begins with ~/, found {value!r}")
+            case "cache", dict():
+                problems.extend(_cache_problems(value))
             case "origins", dict():
                 problems.extend(
                     f"origins.{name}: expected an address or a list of addresses"
@@ -160,6 +183,43 @@ def _problems(document: Mapping[str, object]) -> list[str]:
                 close = difflib.get_close_matches(key, _KINDS, 1)
                 problems.append(f"{key}: no such setting" + (f" (did you mean {close[0]}?)" if close else ""))
     return problems
+
+
+def _cache_problems(table: Mapping[str, object]) -> list[str]:
+    problems = [f"cache.{key}: no such setting" for key in table if key not in _CACHE_KINDS]
+    for key, kind in _CACHE_KINDS.items():
+        value = table.get(key, kind())
+        if not isinstance(value, kind) or (
+            isinstance(value, list) and not all(isinstance(item, str) for item in value)
+        ):
+            words = {str: "a text", list: "a list of public keys", bool: "true or false"}[kind]
+            problems.append(f"cache.{key}: expected {words}, found {value!r}")
+    sign = table.get("sign", "/")
+    if isinstance(sign, str) and not sign.startswith(("/", "~/")):
+        problems.append(f"cache.sign: expected an absolute path, or one that begins with ~/, found {sign!r}")
+    at = table.get("at", "oci://")
+    if isinstance(at, str) and not at.startswith("oci://"):
+        problems.append(f"cache.at: expected {_CACHE_FORM}, found {at!r}")
+    return problems
+
+
+def _cache(table: Mapping[str, Any], environ: Mapping[str, str], home: Path) -> LayerCache | None:
+    """The layer cache; an empty `LAYERWRIGHT_CACHE` means that there is none."""
+    at = environ.get("LAYERWRIGHT_CACHE", table.get("at", ""))
+    if not at:
+        return None
+    if not at.startswith("oci://"):
+        raise UsageError(f"LAYERWRIGHT_CACHE: expected {_CACHE_FORM}, found {at!r}", hint="correct or unset it")
+    sign = environ.get("LAYERWRIGHT_CACHE_SIGN", table.get("sign", ""))
+    trust = (*environ.get("LAYERWRIGHT_CACHE_TRUST", "").split(), *table.get("trust", ()))
+    unsigned = _flag(environ, "LAYERWRIGHT_CACHE_UNSIGNED", table.get("unsigned", False))
+    if not (trust or sign or unsigned):
+        raise UsageError(
+            f"{at}: nobody is trusted to have packed its layers",
+            hint="name public keys in `trust` (LAYERWRIGHT_CACHE_TRUST), or a secret key in `sign`; `build cache key` makes one",
+        )
+    path = home / sign.removeprefix("~/") if sign else None
+    return LayerCache(at.removeprefix("oci://"), trust, path, unsigned)
 
 
 def _listed(value: object) -> tuple[Any, ...]:

@@ -35,7 +35,7 @@ FLOORS = (
     ("base", "places", "sources"),
     ("binaries", "coldstart", "models"),
     ("adaptive", "findings", "packing", "readahead", "sbom"),
-    ("asked", "attach", "own", "signing"),
+    ("asked", "attach", "layercache", "own", "signing"),
     ("nix", "papers"),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "staleness", "verify"),
     ("cli",),

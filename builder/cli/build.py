@@ -133,7 +133,8 @@ def _published(
     from builder.publish import DamagedError, Publishing
 
     context = work.context
-    mount_from = (*mount_from, *base_repository(work.loaded), *work.artifacts)
+    cached = (context.settings.cache.at,) if context.settings.cache else ()
+    mount_from = (*mount_from, *base_repository(work.loaded), *work.artifacts, *cached)
     tagged = [named if named.tag or named.digest else named.tagged(DEFAULT_TAG) for named in destinations]
     with context.store.in_use():  # from the first layer to the last copy
         for attempt in range(2):
@@ -145,9 +146,13 @@ def _published(
                         models.begin(publishing)
                     image = work.assemble(lock, publishing.ready, engine)
                     attached = _papers(work, lock, image) if attaching else ()
-                    if models:
-                        return image, models.finish(publishing, image, attached, attaching)
-                    return image, publishing.finish(image, attached)
+                    done = (
+                        models.finish(publishing, image, attached, attaching)
+                        if models
+                        else publishing.finish(image, attached)
+                    )
+                work.share(lock)  # what is published can be mounted from there
+                return image, done
             except DamagedError as error:
                 if attempt:
                     raise

@@ -1,14 +1,16 @@
-"""`build cache`: what the local store holds, and making room in it."""
+"""`build cache`: what the local store holds, making room in it, and the layer cache that others fill and read."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
+from builder.cli.main import Verbs
 from builder.progress import human_size
 
 if TYPE_CHECKING:
@@ -37,12 +39,37 @@ def parse_age(text: str) -> float:
     return float(match[1]) * _AGES[match[2]]
 
 
-@click.group(help="Look into the local store, and make room in it.", epilog="Example: build cache info")
+VERBS = {
+    "info": "builder.cli.cache:info",
+    "gc": "builder.cli.cache:gc",
+    "fill": "builder.cli.layercache:fill",
+    "key": "builder.cli.layercache:key",
+}
+"""Each verb and the command that does it, imported when it is asked for."""
+
+_SUMMARIES = {
+    "info": "Show where the store is and how much it holds.",
+    "gc": "Remove what was not used lately.",
+    "fill": "Send layers to the layer cache.",
+    "key": "Make a pair of keys for a layer cache.",
+}
+
+
+class _CacheVerbs(Verbs):
+    verbs: Mapping[str, str] = VERBS
+    summaries: Mapping[str, str] = _SUMMARIES
+
+
+@click.group(
+    cls=_CacheVerbs,
+    help="Look into the local store, make room in it, and fill the layer cache of a team.",
+    epilog="Example: build cache info",
+)
 def cache() -> None:
     """The group; its commands follow."""
 
 
-@cache.command(help="Show where the store is and how much it holds.", epilog="Example: build cache info --format json")
+@click.command(help="Show where the store is and how much it holds.", epilog="Example: build cache info --format json")
 @_FORMAT
 @click.pass_obj
 def info(context: Context, form: str) -> None:
@@ -63,7 +90,7 @@ def info(context: Context, form: str) -> None:
     click.echo(f"free disk {human_size(used.free_bytes)}")
 
 
-@cache.command(
+@click.command(
     help="Remove what killed runs left, and what was not used lately: nothing that is removed is lost, "
     "it is fetched or built again when it is needed.",
     epilog="Example: build cache gc --max-size 20GB --older-than 30d --dry-run",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,9 @@ from builder.sources.simple import Catalogue
 from builder.staleness import staleness
 
 if TYPE_CHECKING:
+    from builder.layercache.cache import LayerCache
     from builder.models.sources import Means
+    from builder.plan import Layer
     from builder.sources.nix import Means as NixMeans
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -116,7 +119,30 @@ class Work:
         is asked for layers first."""
         context, fetcher = self.context, self.fetcher
         folder = Folder(self.loaded.root, self.local.rendered)
-        return assemble(plans.plan(lock), context.store, fetcher, folder, context.progress, jobs(), ready, engine)
+        planned = plans.plan(lock)
+
+        def bring(missing: Sequence[Layer]) -> None:
+            if self.cache:
+                self.cache.pull(missing, planned.soci)
+
+        return assemble(planned, context.store, fetcher, folder, context.progress, jobs(), ready, engine, bring)
+
+    @cached_property
+    def cache(self) -> LayerCache | None:
+        """The layer cache that the settings name, if it may be asked."""
+        if self.context.settings.cache is None or self.context.settings.offline:
+            return None
+        from builder.cli.layercache import cache_of  # it takes long to import, and not everybody has one
+
+        return cache_of(self.context, self.context.settings.cache)
+
+    def share(self, lock: Lock, *, again: bool = False) -> int:
+        """The lock's layers that the store has are in the cache afterwards; how many were sent."""
+        if self.cache is None:
+            return 0
+        planned = plans.plan(lock)
+        layers = [layer for platform in planned.platforms for layer in platform.layers]
+        return self.cache.push(layers, planned.soci, again=again)
 
     @property
     def means(self) -> Means | None:

@@ -22,7 +22,8 @@ from builder.store import Store
 _MAX_METADATA = 16 << 20
 _MAX_TEXT = 64 << 10
 _THREADS = 4
-_RECORD = "licence"
+RECORD = "licence"
+"""The kind of the records of what wheels tell: `expression`, `text` and a list of `classifiers`, by the wheel's sha256."""
 _CLASSIFIER = "License :: "
 _METADATA = re.compile(r"[^/]+\.dist-info/METADATA")
 
@@ -77,7 +78,7 @@ def of(lock: Lock, store: Store, ensure: Callable[[Iterable[LockedFile]], None])
     unread = [wheel for sha256, wheel in wheels.items() if sha256 not in told]
     ensure([wheel.file for wheel in unread if not store.has(wheel.file.digest, wheel.file.size)])
     with ThreadPoolExecutor(_THREADS) as pool:
-        read_now = pool.map(lambda wheel: _read(wheel, store), unread)
+        read_now = pool.map(lambda wheel: remember(wheel, store), unread)
         told |= {wheel.file.sha256: found for wheel, found in zip(unread, read_now, strict=True)}
     return {sha256: licence for sha256 in wheels if (licence := decide(told[sha256]))}
 
@@ -116,14 +117,15 @@ def _clean(text: str) -> str:
 
 
 def _known(sha256: str, store: Store) -> Told | None:
-    record = store.record(_RECORD, sha256)
+    record = store.record(RECORD, sha256)
     match record:
         case {"expression": str(expression), "text": str(text), "classifiers": [*classifiers]}:
             return Told(expression, text, tuple(str(item) for item in classifiers))
     return None
 
 
-def _read(wheel: LockedWheel, store: Store) -> Told:
+def remember(wheel: LockedWheel, store: Store) -> Told:
+    """Reads what a wheel tells, which is in the store, and notes it there. Raises `HostileInputError` and `StoreError`."""
     path, archive = store.path(wheel.file.digest), wheel.file.path
     with path.open("rb") as file:
         members = [member for member in read_members(file, archive) if _METADATA.fullmatch(member.name)]
@@ -131,5 +133,5 @@ def _read(wheel: LockedWheel, store: Store) -> Told:
         raise HostileInputError(f"{archive}: a wheel has one METADATA, this one has {len(members)}")
     told = parse(read(members[0].content(path, archive), _MAX_METADATA))
     record = {"expression": told.expression, "text": told.text, "classifiers": list(told.classifiers)}
-    store.put_record(_RECORD, wheel.file.sha256, record)
+    store.put_record(RECORD, wheel.file.sha256, record)
     return told

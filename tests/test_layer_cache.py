@@ -1,0 +1,252 @@
+"""Layer caches: what one has packed the others take, the bytes are the same, and no cache can break or change a build."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import judges
+import pytest
+from cacheworld import PATH, Builder, Entry, packed, with_inputs
+from world import PROFILE, Real, World, run
+
+from builder.layercache.keys import SecretKey
+
+CI = SecretKey.generate("ci-1", secrets.token_bytes)
+OTHER = SecretKey.generate("other", secrets.token_bytes)
+
+
+@pytest.fixture(scope="module", params=["docker-registry", "olareg"])
+def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[str]:
+    """A registry of its own for each test."""
+    with judges.registry("docker-registry", tmp_path / "registry") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def expected(small: Path, world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest without any cache."""
+    folder = tmp_path_factory.mktemp("expected")
+    mirrors = str(world.root / "cache/layerwright")
+    environment = world.environment(folder / "cache", LAYERWRIGHT_MIRRORS=mirrors)
+    return run(["publish", small, f"oci:{folder / 'out'}"], folder, environment).digest
+
+
+def test_what_one_has_packed_the_others_take(
+    registry: str, small: Path, world: World, expected: str, tmp_path: Path
+) -> None:
+    """Without any input: no origin answers, and the SBOMs are the same, too."""
+    ci = with_inputs(world, tmp_path / "ci", registry, secret=CI)
+    first = ci.publish(small)
+    assert first["digest"] == expected
+    assert first["notes"][0].endswith("0 of 2 missing layers taken")
+    assert "2 of 2 layers sent" in first["notes"][1]
+    again = ci.publish(small)
+    assert again["digest"] == expected
+    assert again["notes"] == []
+
+    mate = Builder(world, tmp_path / "mate", registry, trust=(CI,))
+    taken = mate.publish(small)
+    assert taken["digest"] == expected
+    assert packed(taken) == {"debian bookworm": False, "3 wheels": False, "files": True}
+    assert len(taken["notes"]) == 1
+    assert "2 of 2 missing layers taken" in taken["notes"][0]
+    assert not list((tmp_path / "mate/cache/layerwright/partial").glob("*"))
+    attached = [
+        {item["digest"] for item in json.loads((builder.folder / "out/index.json").read_text())["manifests"]}
+        for builder in (ci, mate)
+    ]
+    assert attached[0] == attached[1]
+    verified = run(
+        ["verify", f"oci:{mate.folder / 'out'}"],
+        tmp_path,
+        with_inputs(world, tmp_path / "v", registry, secret=CI).environment,
+    )
+    assert verified.code == 0, verified.err
+    assert "identical" in verified.out
+
+
+def test_a_judge_reads_the_entries(registry: str, small: Path, world: World, tmp_path: Path) -> None:
+    """They are ordinary artifacts, whose blobs a registry keeps, and that other tools copy."""
+    ci = with_inputs(world, tmp_path / "ci", registry, secret=CI)
+    ci.publish(small)
+    assert ci.build("cache", "fill", small).code == 0
+    crane = str(judges.require("crane"))
+    tags = subprocess.run([crane, "ls", "--insecure", f"{registry}/{PATH}"], capture_output=True, text=True, check=True)
+    assert len(tags.stdout.split()) == 2
+    for tag in tags.stdout.split():
+        source, target = f"{registry}/{PATH}:{tag}", f"{registry}/copied/layers:{tag}"
+        subprocess.run([crane, "copy", "--insecure", source, target], capture_output=True, check=True)
+    mate = Builder(world, tmp_path / "mate", registry, trust=(CI,))
+    mate.more["LAYERWRIGHT_CACHE"] = f"oci://{registry}/copied/layers"
+    assert "2 of 2 missing layers taken" in mate.publish(small)["notes"][0]
+
+
+def test_layers_are_mounted_from_the_cache_and_into_it(plain: str, small: Path, world: World, tmp_path: Path) -> None:
+    """In one registry no layer moves twice."""
+    ci = with_inputs(world, tmp_path / "ci", plain, secret=CI)
+    done = ci.build("publish", small, f"{plain}/app:v1", "--format", "json")
+    assert "2 of 2 layers sent" in done.err
+    log = {layer["digest"] for layer in done.json["platforms"]["linux/amd64"]}
+    mate = Builder(world, tmp_path / "mate", plain, trust=(CI,))
+    taken = mate.build("publish", small, f"{plain}/mate:v1", "--format", "json").json
+    outcomes = {blob["digest"]: blob["outcome"] for blob in taken["destinations"][0]["blobs"]}
+    large = {layer["digest"] for layer in taken["platforms"]["linux/amd64"] if not layer["packed"]}
+    assert large < log
+    assert {outcomes[digest] for digest in large} == {"mounted"}
+
+
+def test_who_is_not_trusted_is_not_believed(
+    plain: str, small: Path, world: World, expected: str, tmp_path: Path
+) -> None:
+    with_inputs(world, tmp_path / "other", plain, secret=OTHER).publish(small)
+    doubtful = with_inputs(world, tmp_path / "mate", plain, trust=(CI,)).publish(small)
+    assert doubtful["digest"] == expected
+    assert all(packed(doubtful).values())
+    assert sum("it is signed by other, who is not trusted" in note for note in doubtful["notes"]) == 2
+    # whoever is trusted replaces it
+    replaced = with_inputs(world, tmp_path / "ci", plain, secret=CI).publish(small)
+    assert sum("is replaced: it is signed by other" in note for note in replaced["notes"]) == 2
+    assert (
+        "2 of 2 missing layers taken"
+        in Builder(world, tmp_path / "next", plain, trust=(CI,)).publish(small)["notes"][0]
+    )
+
+
+def test_unsigned_layers_are_read_to_their_end(
+    plain: str, small: Path, world: World, expected: str, tmp_path: Path
+) -> None:
+    """Who says so takes them without a signature; the ztocs are made here, and are the same."""
+    more = {"LAYERWRIGHT_CACHE_UNSIGNED": "1"}
+    ci = with_inputs(world, tmp_path / "ci", plain)
+    ci.more |= more
+    assert ci.publish(small)["digest"] == expected
+    mate = Builder(world, tmp_path / "mate", plain, more=more)
+    taken = mate.publish(small)
+    assert taken["digest"] == expected
+    assert "2 of 2 missing layers taken" in taken["notes"][0]
+    for entry in Entry.all_at(plain):
+        entry.record["layer"]["diff_id"] = "sha256:" + "0" * 64
+        entry.put()
+    lied_to = with_inputs(world, tmp_path / "lied", plain)
+    lied_to.more |= more
+    document = lied_to.publish(small)
+    assert document["digest"] == expected
+    assert sum("its tar is another one than its record says" in note for note in document["notes"]) == 2
+
+
+def test_other_spans_are_made_here(plain: str, world: World, tmp_path: Path) -> None:
+    """A layer serves profiles with other spans, too, whose ztocs are the same as without a cache."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    one = world.project(folder)
+    with_inputs(world, tmp_path / "ci", plain, secret=CI).publish(one)
+    one.write_text(PROFILE.replace("256KiB", "128KiB"))
+    mirrors = str(world.root / "cache/layerwright")
+    environment = world.environment(tmp_path / "alone", LAYERWRIGHT_MIRRORS=mirrors)
+    alone = run(["publish", "--lock", one, f"oci:{tmp_path / 'alone-out'}"], tmp_path, environment).digest
+    taken = Builder(world, tmp_path / "mate", plain, trust=(CI,)).publish(one)
+    assert taken["digest"] == alone
+    assert "2 of 2 missing layers taken" in taken["notes"][0]
+
+
+def test_a_changed_profile_takes_what_has_not_changed(plain: str, world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    profile = world.project(folder)
+    with_inputs(world, tmp_path / "ci", plain, secret=CI).publish(profile)
+    profile.write_text(PROFILE.replace("packages: [hello]", "packages: [hello, tool]"))
+    assert run(["lock", profile], folder, world.environment(world.root / "cache")).code == 0
+    mate = with_inputs(world, tmp_path / "mate", plain, trust=(CI,))
+    document = mate.publish(profile)
+    assert "1 of 2 missing layers taken" in document["notes"][0]
+    assert packed(document) == {"debian bookworm": True, "3 wheels": False, "files": True}
+
+
+def test_many_write_at_once(plain: str, small: Path, world: World, expected: str, tmp_path: Path) -> None:
+    """With one key and with two, each entry is one of theirs as a whole."""
+    builders = [
+        with_inputs(world, tmp_path / f"{number}", plain, secret=(CI, OTHER)[number % 2], trust=(CI, OTHER))
+        for number in range(4)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        documents = list(pool.map(lambda builder: builder.publish(small), builders))
+    assert {document["digest"] for document in documents} == {expected}
+    assert len(Entry.all_at(plain)) == 2
+    taken = Builder(world, tmp_path / "mate", plain, trust=(CI, OTHER)).publish(small)
+    assert "2 of 2 missing layers taken" in taken["notes"][0]
+
+
+def test_several_platforms(plain: str, both: Real, world: World, tmp_path: Path) -> None:
+    """Real layers of two platforms, with bytecode, are taken by somebody who has no input of theirs."""
+    ci = Builder(world, tmp_path / "ci", plain, secret=CI, more={"XDG_CACHE_HOME": str(both.cache)})
+    assert ci.build("cache", "fill", both.profile).code == 0
+    taken = Builder(world, tmp_path / "mate", plain, trust=(CI,)).publish(both.profile)
+    assert taken["digest"] == both.digest
+    assert len(taken["platforms"]) == 2
+
+
+def test_two_machines_that_pack_other_bytes_are_told(plain: str, small: Path, world: World, tmp_path: Path) -> None:
+    """What is there stays; who packed something else is told that one of both is wrong."""
+    with_inputs(world, tmp_path / "ci", plain, secret=CI).publish(small)
+    (entry,) = (one for one in Entry.all_at(plain) if not one.record["licences"])
+    before = entry.record["layer"]["digest"]
+    entry.record["layer"] |= {"digest": entry.blob(b"something else")["digest"], "size": 14}
+    entry.put(CI)
+    second = with_inputs(world, tmp_path / "second", plain, secret=CI)
+    second.environment  # noqa: B018 - writes its files
+    untold = {key: value for key, value in second.environment.items() if not key.startswith("LAYERWRIGHT_CACHE")}
+    assert run(["publish", small, f"oci:{tmp_path / 'out'}"], tmp_path, untold).code == 0
+    done = second.build("cache", "fill", small)
+    assert done.code == 0, done.err
+    assert "was packed to other bytes by somebody else" in done.err
+    assert before.removeprefix("sha256:")[:12] in done.err
+
+
+def test_keys(tmp_path: Path, world: World, small: Path) -> None:
+    """A new pair; nobody else may read the secret half, no key is overwritten, and nothing of it is ever shown."""
+    environment = world.environment(tmp_path / "cache")
+    made = run(["cache", "key", "ci-9", "-o", "ci.key"], tmp_path, environment)
+    assert made.code == 0, made.err
+    assert (tmp_path / "ci.key").stat().st_mode & 0o777 == 0o600
+    assert str(SecretKey.read(tmp_path / "ci.key").public) == made.out.strip()
+    assert run(["cache", "key", "ci-9", "-o", "ci.key"], tmp_path, environment).code == 1
+    assert run(["cache", "key", "a b", "-o", "other.key"], tmp_path, environment).code == 2
+    text = (tmp_path / "ci.key").read_text()
+    for wrong in ("", "ci-9", text[:-10], text.replace("ci-9:", "ci-9:AAAA"), "x" * 10_000, "ci-9:" + "A" * 86 + "=="):
+        (tmp_path / "wrong.key").write_text(wrong)
+        at = {"LAYERWRIGHT_CACHE": "oci://localhost:1/x", "LAYERWRIGHT_CACHE_SIGN": str(tmp_path / "wrong.key")}
+        done = run(["cache", "fill", small], tmp_path, {**environment, **at})
+        assert done.code == 2, wrong
+        assert "wrong.key: holds no secret key" in done.err
+        assert len(wrong) < 8 or wrong[5:] not in done.err
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"LAYERWRIGHT_CACHE": "oci://localhost:1/x"}, "nobody is trusted"),
+        ({"LAYERWRIGHT_CACHE": "localhost:1/x"}, "expected oci://HOST/REPOSITORY"),
+        ({"LAYERWRIGHT_CACHE": "oci://x", "LAYERWRIGHT_CACHE_TRUST": str(CI.public)}, "the registry is missing"),
+        ({"LAYERWRIGHT_CACHE": "oci://localhost:1/x:tag", "LAYERWRIGHT_CACHE_TRUST": str(CI.public)}, "has a tag"),
+        ({"LAYERWRIGHT_CACHE": "oci://localhost:1/x", "LAYERWRIGHT_CACHE_TRUST": "ci-1:AAAA"}, "not a public key"),
+        ({"LAYERWRIGHT_CACHE": "oci://localhost:1/x", "LAYERWRIGHT_CACHE_SIGN": "/no/such.key"}, "cannot be read"),
+    ],
+)
+def test_settings_that_cannot_be_meant(
+    told: dict[str, str], said: str, small: Path, world: World, tmp_path: Path
+) -> None:
+    environment = world.environment(tmp_path / "cache", **told)
+    done = run(["publish", small, f"oci:{tmp_path / 'out'}"], tmp_path, environment)
+    assert done.code == 2, done.err
+    assert said in done.err
