@@ -1,7 +1,23 @@
 {
   description = "Layerwright: reproducible, layer-ordered, lazily startable OCI images for AI and GPU containers";
 
-  outputs = { self }: {
-    lib.version = "0.1.0";
-  };
+  # No inputs: it evaluates without a network. A shell to work in, which needs nixpkgs, is the flake in nix/nixpkgs.
+  outputs = { self }:
+    let
+      systems = [ "x86_64-linux" "aarch64-linux" ];
+      each = make: builtins.listToAttrs (map (name: { inherit name; value = make name; }) systems);
+    in
+    {
+      lib = {
+        version = import ./nix/version.nix;
+        # The layers of a plan as derivations: `plan` is what `build` writes of a lock.
+        mkImage = plan: import ./nix/engine.nix { inherit plan; };
+        # Layerwright itself, out of a nixpkgs.
+        mkPackage = { pkgs }: import ./nix/package.nix { inherit pkgs; };
+      };
+
+      overlays.default = final: prev: { layerwright = self.lib.mkPackage { pkgs = final; }; };
+
+      checks = each (system: { smoke = import ./nix/smoke.nix { inherit system; inherit (self) lib; }; });
+    };
 }

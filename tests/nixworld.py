@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import judges
 
@@ -76,3 +78,8 @@ def nix(root: Path, *arguments: str, cwd: Path | None = None, stdin: bytes | Non
     done = subprocess.run(argv, env=environ, cwd=cwd, input=stdin, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
+
+
+def evaluated(root: Path, expression: str) -> Any:
+    """The value of an expression."""
+    return json.loads(nix(root, "eval", "--impure", "--json", "--expr", expression))

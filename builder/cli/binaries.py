@@ -14,7 +14,7 @@ from builder.findings.loader import Search
 from builder.findings.minimal import Saving
 from builder.findings.report import LEVELS, Finding, short
 from builder.findings.scan import Edge, Scan, scan
-from builder.lock import Lock, LockedPlatform
+from builder.lock import LockedNix, LockedPlatform
 from builder.progress import human_size
 
 _MOST_PLACES = 3
@@ -115,7 +115,18 @@ def examine(work: Work, lock: Lock, locked: LockedPlatform, *, fetch: bool) -> E
     require = profile.gpu.require if profile.gpu else ()
     devel = locked.cuda is not None and locked.cuda.flavour == "devel"
     savings = minimal.savings(found, version, asked=asked, require=require, devel=devel)
-    return Examined(found, report.report(found, plain), savings)
+    findings = report.report(found, plain)
+    if locked.nix:
+        findings = (*_of_nix(work, locked.nix, found, fetch=fetch), *findings)
+        findings = tuple(sorted(findings, key=lambda item: LEVELS.index(item.level)))
+    return Examined(found, findings, savings)
+
+
+def _of_nix(work: Work, nix: LockedNix, found: Scan, *, fetch: bool) -> tuple[Finding, ...]:
+    from builder.findings import nixpaths  # few images have anything from Nix
+    from builder.sources.nix import trees
+
+    return nixpaths.report(trees(nix, work.context.store, work.fetcher.ensure if fetch else None), found.root)
 
 
 def _without_paths(locked: LockedPlatform, found: Scan) -> Scan:

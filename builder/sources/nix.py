@@ -283,6 +283,17 @@ def _any(references: Sequence[tuple[Nix, str]]) -> str:
     return references[0][1] if references else {"aarch64": "arm64"}.get(os.uname().machine, "amd64")
 
 
+def trees(
+    nix: LockedNix, store: Store, ensure: Callable[[Iterable[LockedFile]], None] | None = None
+) -> dict[str, tuple[nar.Node, ...]]:
+    """What is in the paths of a closure, by their names; in those whose archives are not in the store only if `ensure` may bring
+    them."""
+    if ensure:
+        ensure([nix_file(path) for path in nix.paths])
+    there = [path for path in nix.paths if store.has(Digest(path.sha256), path.size)]
+    return {path.name: nar.read(store.path(Digest(path.sha256)), path.name) for path in there}
+
+
 def entries(layer: NixLayer, store: Store) -> tuple[Entry, ...]:
     """The entries of a layer: its paths as they lie in a Nix store, and its links. Archives are checked against the lock again.
 
