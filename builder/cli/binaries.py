@@ -14,7 +14,7 @@ from builder.findings.loader import Search
 from builder.findings.minimal import Saving
 from builder.findings.report import LEVELS, Finding, short
 from builder.findings.scan import Edge, Scan, scan
-from builder.lock import LockedNix, LockedPlatform
+from builder.lock import Lock, LockedNix, LockedPlatform
 from builder.progress import human_size
 
 _MOST_PLACES = 3
