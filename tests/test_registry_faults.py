@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import faultregistry as faults
@@ -17,11 +18,11 @@ from faultregistry import Fault, FaultRegistry, Request
 from registryworld import NETWORK, USER, as_stream, described, image, pull, push, random_layers, repository
 
 from builder import transfer
-from builder.client import TransientError
-from builder.errors import BuilderError
+from builder.client import Client, NotFoundError, TransientError
+from builder.errors import BuilderError, FetchError
 from builder.oci.content import Outcome
 from builder.parallel import Stop, StoppedError
-from builder.registry import DamagedBlobError, DeniedError, WrongBytesError, stream, upload
+from builder.registry import DamagedBlobError, DeniedError, Keychain, Repository, WrongBytesError, stream, upload
 from builder.registry.reference import Reference
 from builder.settings import Network
 
@@ -30,6 +31,20 @@ from builder.settings import Network
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with judges.registry("docker-registry", tmp_path_factory.mktemp("registry")) as address:
         yield address
+
+
+def test_where_nobody_listens_nobody_is_asked_again() -> None:
+    address = f"127.0.0.1:{judges.free_port()}"
+    patient = Client(replace(NETWORK, attempts=6, backoff=60.0))
+    with pytest.raises(FetchError, match="Connection refused") as caught:
+        Repository(Reference.parse(f"{address}/x:v1"), patient, Keychain()).resolve("v1")
+    assert caught.value.hint == "start the registry, or correct its address"
+
+
+def test_what_is_not_there(real: str) -> None:
+    with pytest.raises(NotFoundError, match="answered 404") as caught:
+        repository(real).resolve("nothing")
+    assert "check the repository and the tag" in str(caught.value.hint)
 
 
 @pytest.fixture(params=["docker-registry", "olareg"])

@@ -80,6 +80,10 @@ class TransientError(FetchError):
         self.retry_after = retry_after
 
 
+class RefusedError(TransientError):
+    """Nobody listens there."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What came back for a request, with any status: its body is unread and as sent. `url` is where it came from;
@@ -352,6 +356,8 @@ def _translated(error: broken.HTTPError, shown: str, network: Network) -> FetchE
             return FetchError(f"{shown}: no encrypted connection: {_root(error)}")
         case broken.NameResolutionError():
             return TransientError(f"{shown}: the name of the host cannot be resolved")
+        case broken.NewConnectionError() if isinstance(_root(error), ConnectionRefusedError):
+            return RefusedError(f"{shown}: no connection: {_reason(error)}")
         case broken.NewConnectionError():
             return TransientError(f"{shown}: no connection: {_reason(error)}")  # urllib3 counts it as a timeout, too
         case broken.ConnectTimeoutError():

@@ -10,7 +10,18 @@ from typing import TypeVar
 
 from urllib3.response import BaseHTTPResponse
 
-from builder.client import Answer, Body, Client, NotFoundError, Patience, TransientError, joined, origin, redact
+from builder.client import (
+    Answer,
+    Body,
+    Client,
+    NotFoundError,
+    Patience,
+    RefusedError,
+    TransientError,
+    joined,
+    origin,
+    redact,
+)
 from builder.errors import FetchError
 from builder.parallel import Stop
 from builder.registry.auth import Authority, DeniedError, Scope, scope
@@ -174,9 +185,11 @@ class Session:
             try:
                 with self.client.send("GET", f"{base}/v2/") as answer:
                     return answer.status != 400 or b"HTTPS" not in answer.body(_MAX_ERROR).upper()
-            except TransientError:
+            except TransientError as error:
                 if self._plain_http or self._speaks_secretly(f"https:{base.removeprefix('http:')}"):
                     return self._plain_http
+                if isinstance(error, RefusedError):  # on this machine, that is not going to change by itself
+                    raise FetchError(str(error), hint="start the registry, or correct its address") from error
                 raise
 
         return self.retrying(attempt)
@@ -199,7 +212,9 @@ class Session:
         except TransientError as error:
             return TransientError(message, retry_after=error.retry_after)
         except NotFoundError:
-            return NotFoundError(message)
+            return NotFoundError(
+                message, hint="check the repository and the tag, and that something was published there"
+            )
         except FetchError:
             pass
         if answer.status in (401, 403) and not own:
