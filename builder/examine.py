@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from builder.errors import BuilderError, HostileInputError
+from builder.errors import HostileInputError
 from builder.models import modelpack
 from builder.oci import spec
 from builder.oci.companions import models
 from builder.oci.content import MAX_MANIFEST, Source
 from builder.oci.digest import Digest
+from builder.oci.published import NotAnImageError
 from builder.oci.spec import Descriptor
 from builder.soci import read
 from builder.soci.index import ARTIFACT_TYPE, INDEX_DIGEST, LAYER_DIGEST
@@ -46,12 +47,6 @@ class ExaminedImage:
     config: Mapping[str, Any]
     models: tuple[tuple[str, Digest], ...] = ()
     """The models that it names, and the digests of their artifacts."""
-
-
-class NotAnImageError(BuilderError):
-    """What was named is published, but as something else."""
-
-    hint = "look into it with `build model inspect`"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import modelworld
 import pytest
 from registryworld import image, push, repository
 
+from builder.models import modelpack
 from builder.models.artifact import EncodedModel
 from builder.models.compare import ModelSide, compare
 from builder.models.describe import Description
@@ -63,6 +64,9 @@ def test_list(place: str, models: tuple[EncodedModel, EncodedModel], tmp_path: P
     (tmp_path / "empty").mkdir()
     nothing = modelworld.inside(["model", "list", "oci:empty"], tmp_path, {"HOME": str(tmp_path)})
     assert (nothing.code, nothing.out, nothing.err) == (0, "", "oci:empty: no models among 0 tags\n")
+    nowhere = modelworld.inside(["model", "list", "oci:nowhere"], tmp_path, {"HOME": str(tmp_path)})
+    assert (nowhere.code, nowhere.out) == (1, "")
+    assert nowhere.err == "error: oci:nowhere: there is no such folder\nhint: publish a model to it first\n"
 
 
 def test_inspect(place: str, models: tuple[EncodedModel, EncodedModel], tmp_path: Path) -> None:
@@ -103,10 +107,17 @@ def test_an_image_is_no_model(verb: str, place: str, tmp_path: Path) -> None:
     assert "has no files: none of its layers has a name\nhint: name a model" in done.err
 
 
-def test_a_model_is_no_image(place: str, tmp_path: Path) -> None:
-    done = modelworld.inside(["inspect", f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)})
+@pytest.mark.parametrize("arguments", [["inspect"], ["verify"], ["verify", "--quick"], ["diff", "oci:x:v1"]])
+def test_a_model_is_no_image(
+    arguments: list[str], models: tuple[EncodedModel, EncodedModel], place: str, tmp_path: Path
+) -> None:
+    words = [place + word.removeprefix("oci:x") if word.startswith("oci:x") else word for word in arguments]
+    done = modelworld.inside([*words, f"{place}:v1"], tmp_path, {"HOME": str(tmp_path)})
     assert (done.code, done.out) == (1, "")
-    assert "is a model, and no image\nhint: look into it with `build model inspect`" in done.err
+    what = "is a model" if arguments == ["inspect"] else f"is an artifact of the type {modelpack.ARTIFACT_TYPE}"
+    assert (
+        f"{models[0].manifest.digest} {what}, and no image\nhint: look into it with `build model inspect`" in done.err
+    )
 
 
 def test_diff(place: str, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from builder.image import Assembled
 from builder.lock import Lock
 from builder.oci.content import Source
 from builder.oci.digest import Digest
+from builder.oci.published import read_top
 from builder.oci.spec import Descriptor
 from builder.packing import Folder
 from builder.places.destination import Destination
@@ -99,6 +100,7 @@ def verify(
             lock = _lock(source, descriptor, destination, lock_path)
         except BuilderError as error:
             if not proof.says_no(error):
+                read_top(source, descriptor)  # raises where it is no image at all
                 raise
             failure = error
     found = proof.examine(source, descriptor, context.progress)

@@ -24,6 +24,12 @@ class ImageError(BuilderError):
     hint = "publish it again"
 
 
+class NotAnImageError(BuilderError):
+    """What was named is published, but as something else."""
+
+    hint = "look into it with `build model inspect`"
+
+
 @dataclass(frozen=True)
 class PublishedImage:
     """The image of one platform. `document` is its manifest, `settings` its configuration, layers are bottom first; `names` are
@@ -61,8 +67,12 @@ def is_artifact(entry: Descriptor) -> bool:
 
 
 def read_top(source: Source, descriptor: Descriptor) -> Top:
-    """The document that a reference stands for. Raises `ImageError`, and what the source raises."""
+    """The document that a reference stands for. Raises `NotAnImageError` for an artifact, `ImageError`, and what the source
+    raises."""
     document = read_document(source, descriptor)
+    match document:
+        case {"artifactType": str(kind), "config": {"mediaType": str(config)}} if config != spec.CONFIG:
+            raise NotAnImageError(f"{descriptor.digest} is an artifact of the type {kind}, and no image")
     if descriptor.media_type not in INDEXES and "manifests" not in document:
         return Top(descriptor, document, (descriptor,))
     entries = document.get("manifests")

@@ -11,11 +11,12 @@ import click
 from builder.cli.context import Context
 from builder.cli.options import common, format_option, plain_http_option
 from builder.cli.table import table
+from builder.errors import BuilderError
 from builder.layers.untar import readable
 from builder.models.artifact import open_artifact, read_config
 from builder.models.values import BadModelError, ModelArtifact
 from builder.parallel import Stop, for_each
-from builder.places.destination import Destination, is_tag
+from builder.places.destination import Destination, Folder, is_tag
 from builder.places.opening import open_source
 from builder.progress import human_size
 
@@ -32,7 +33,10 @@ from builder.progress import human_size
 @common
 def list_models(context: Context, place: str, form: str) -> None:
     """Prints the models of a place."""
-    source, _ = open_source(Destination.parse(place).place, context)
+    named = Destination.parse(place).place
+    if isinstance(named, Folder) and not named.path.is_dir():
+        raise BuilderError(f"{place}: there is no such folder", hint="publish a model to it first")
+    source, _ = open_source(named, context)
     found: dict[str, tuple[ModelArtifact, dict[str, Any]]] = {}
 
     def look(tag: str) -> None:
