@@ -165,7 +165,19 @@ def test_code_for_gpus_without_cuda_is_an_error() -> None:
     """Even where it is opened later: a program that is made for GPUs would do without them, and say nothing."""
     item = one(found(wheel("demo 1.0", {"demo/libdemo_cuda.so": Elf(None, ["libcublas.so.13"])})), "missing")
     assert item.level == "error"
-    assert "flavour: auto" in item.remedy
+    assert "flavour: auto}" in item.remedy
+
+
+def test_the_remedy_names_what_auto_does_not_add() -> None:
+    item = one(
+        found(wheel("demo 1.0", {"demo/libdemo_cuda.so": Elf(None, ["libnccl.so.2", "libcudnn.so.9"])})), "missing"
+    )
+    assert "flavour: auto, cudnn: true, nccl: true}" in item.remedy
+
+
+def test_libraries_of_nvidia_are_not_debians() -> None:
+    item = one(found(wheel("demo 1.0", {f"demo/{EXT}": Elf(None, ["libcutensor.so.2"])})), "missing")
+    assert item.remedy == "add to python.requirements the wheel of NVIDIA's that has it"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ CUDA = re.compile(
 )
 _EVERYBODYS = re.compile(r"(?:ld-linux[\w-]*|lib(?:c|m|dl|rt|pthread|gcc_s|stdc\+\+|gomp|z))\.so\.\d+")
 """What the most binaries need, and no option of a package."""
+_OF_NVIDIA = re.compile(r"lib(?:cutensor|nvinfer|nvshmem|nvonnx|nvcomp|cudss)")
 _GLIB = re.compile(r"lib(?:glib|gobject|gthread|gmodule|gio)-2\.0\.so\.0")
 _MB = 1_000_000
 _SITE = "/site-packages/"
@@ -88,7 +89,7 @@ def _missing(scan: Scan) -> Iterator[Finding]:
             missing = list(dict.fromkeys(item.name for item in group))
             owners = list(dict.fromkeys(item.file.owner for item in group))
             who = owner or f"{len(owners)} packages ({_listed([each.partition(' ')[0] for each in owners], 4)})"
-            remedy = _cuda_remedy(owner) if is_cuda else _debian_remedy(missing)
+            remedy = _cuda_remedy(owner, missing) if is_cuda else _system_remedy(missing)
             yield Finding(
                 level,
                 "missing",
@@ -115,12 +116,18 @@ def _stops(item: Unmet, is_cuda: bool, foreign: Collection[str], served: Collect
     return item.is_module or _EVERYBODYS.fullmatch(item.name) is not None
 
 
-def _cuda_remedy(owner: str) -> str:
+def _cuda_remedy(owner: str, names: Sequence[str]) -> str:
     project = owner.partition(" ")[0]
-    return f"add `cuda: {{version: ..., flavour: auto}}`, or the extra of {project} that brings NVIDIA's wheels"
+    asked = "".join(
+        f", {key}: true" for key in ("cudnn", "nccl") if any(stem(name).startswith(f"lib{key}") for name in names)
+    )
+    what = f"`cuda: {{version: ..., flavour: auto{asked}}}`"
+    return f"add {what}, or the extra of {project} that brings NVIDIA's wheels"
 
 
-def _debian_remedy(names: Sequence[str]) -> str:
+def _system_remedy(names: Sequence[str]) -> str:
+    if all(_OF_NVIDIA.match(name) for name in names):
+        return f"add to python.requirements the wheel of NVIDIA's that has {'it' if len(names) == 1 else 'them'}"
     packages = ", ".join(dict.fromkeys(map(_package, names)))
     return f"add to base.packages what has {'it' if len(names) == 1 else 'them'} in Debian, usually {packages}"
 
@@ -269,7 +276,9 @@ def _guessed(scan: Scan) -> Iterator[Finding]:
         groups[file].append(f"{start}*")
     for file, names in groups.items():
         what = f"{file.owner}: {_listed(names, 4)}: opened by name, and nothing brings it"
-        yield Finding("warning", "missing", what, (f"{short(file.path)} opens them",), 0, _cuda_remedy(file.owner))
+        yield Finding(
+            "warning", "missing", what, (f"{short(file.path)} opens them",), 0, _cuda_remedy(file.owner, names)
+        )
 
 
 def _collisions(scan: Scan) -> Iterator[Finding]:
