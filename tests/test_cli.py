@@ -377,7 +377,7 @@ def test_a_new_project_is_written_once(environment: dict[str, str], tmp_path: Pa
     written[1].write_text("mine")
     again = run(["init", "my-service", "-C", "new"], tmp_path, environment)
     assert (again.code, again.out) == (1, "")
-    assert "exists already" in again.err
+    assert "there already" in again.err
     assert written[1].read_text() == "mine"
 
 

@@ -286,3 +286,10 @@ def test_conflict_markers_of_git_are_no_json() -> None:
     text = locks.encode(FULL).replace('  "name"', '<<<<<<< HEAD\n  "name"', 1)
     with pytest.raises(DocumentError, match=r"it\.lock\.json:\d+:\d+: .*not JSON"):
         parse(text)
+
+
+def test_what_is_no_lock_says_what_to_do() -> None:
+    for text in ("{}", "[]", "nonsense", ""):
+        with pytest.raises(DocumentError, match=r"it\.lock\.json") as caught:
+            parse(text)
+        assert "version control" in str(caught.value.hint)

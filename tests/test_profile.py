@@ -390,6 +390,14 @@ BAD = [
         HEAD + "publish: {soci: {span-size: 1KiB}}",
         'p.yaml:3:29: $.publish.soci.span-size: expected a size from 64KiB to 1GiB, found "1KiB"',
     ),
+    (
+        HEAD + "publish: {models: 'localhost:5000/models:v1'}",
+        "p.yaml:3:19: $.publish.models: a model is tagged by its name: write localhost:5000/models",
+    ),
+    (
+        HEAD + "publish: {models: 'oci:out/models:v1'}",
+        "p.yaml:3:19: $.publish.models: a model is tagged by its name: write oci:out/models",
+    ),
     (HEAD + "publish: {soci: off}", 'p.yaml:3:17: $.publish.soci: expected a mapping, found "off"'),
     *(
         (
@@ -453,7 +461,7 @@ def test_bad_profiles(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_profile_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BuilderError, match=r"x\.yaml: x\.yaml cannot be read: No such file or directory") as caught:
+    with pytest.raises(BuilderError, match=r"x\.yaml: cannot be read: No such file or directory") as caught:
         read(tmp_path / "x.yaml")
     assert caught.value.hint == "`build init NAME` writes a profile to begin with"
 

@@ -91,6 +91,7 @@ def info(context: Context, form: str) -> None:
 
 
 @click.command(
+    short_help="Remove what was not used lately.",
     help="Remove what killed runs left, and what was not used lately: nothing that is removed is lost, "
     "it is fetched or built again when it is needed.",
     epilog="Example: build cache gc --max-size 20GB --older-than 30d --dry-run",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LOW_DISK = 10 << 30
 _OLDEST_PYTHON = (3, 11)
+_WIDTH = 22  # of the longest name
 _OPTIONAL_TOOLS = {
     "umoci": "unpacks images, to run them without a container engine",
     "skopeo": "copies images to registries and engines",
@@ -65,9 +66,9 @@ def doctor(context: Context, online: bool, form: str) -> None:
     for finding in _examine(context, online):
         findings.append(finding)
         if form == "text":
-            click.echo(f"{finding.state:8} {finding.name:20} {finding.found}")
+            click.echo(f"{finding.state:8} {finding.name:{_WIDTH}} {finding.found}")
             if finding.remedy:
-                click.echo(f"{'':29} → {finding.remedy}")
+                click.echo(f"{'':{_WIDTH + 9}} → {finding.remedy}")
     if form == "json":
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     missing = [finding.name for finding in findings if finding.state is State.MISSING]

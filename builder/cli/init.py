@@ -31,7 +31,7 @@ def init(name: str, directory: Path) -> None:
         )
     files = {directory / path: data for path, data in starter(name).items()}
     if existing := [str(path) for path in files if path.exists()]:
-        raise BuilderError(f"{', '.join(existing)} exists already", hint="choose another name, or another --directory")
+        raise BuilderError(f"{', '.join(existing)}: there already", hint="choose another name, or another --directory")
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,11 @@ def parse(text: str, file: str) -> Lock:
     `encode` writes; `DocumentError` with every key and type that is wrong.
     """
     _check_format(text, file)
-    lock = documents.load_json(Lock, text, file)
+    try:
+        lock = documents.load_json(Lock, text, file)
+    except documents.DocumentError as error:
+        error.hint = LockError.hint
+        raise
     found = list(problems(lock))
     if found:
         lines = "".join(f"\n  {problem}" for problem in found)

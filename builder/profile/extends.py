@@ -77,12 +77,12 @@ class _Reader:
             file = (self.root / source).resolve()
             data = self._data(file, source)
         except (BuilderError, OSError, RuntimeError) as error:
-            reason = str(error) if isinstance(error, BuilderError) else f"{source} cannot be read: {_reason(error)}"
+            reason = str(error) if isinstance(error, BuilderError) else f"cannot be read: {_reason(error)}"
             if asked is None:
                 hint = "`build init NAME` writes a profile to begin with"
                 raise BuilderError(f"{self.root / source}: {reason}", hint=hint) from error
             self.partial = True
-            self.problems.add(*asked, reason)
+            self.problems.add(*asked, reason if isinstance(error, BuilderError) else f"{source} {reason}")
             return
         if data is not None:
             self.chain.append((file, source))

@@ -306,6 +306,11 @@ def _adapting_needs_a_trace(start: Start | None, publish: Publish) -> _Complaint
         )
 
 
+def _models_have_a_place_without_tag(publish: Publish) -> _Complaints:
+    if publish.models and ":" in publish.models.removeprefix("oci:").rpartition("/")[2]:
+        yield ("publish", "models"), f"a model is tagged by its name: write {publish.models.rpartition(':')[0]}"
+
+
 def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
     first: dict[str, int] = {}
     for index, template in enumerate(templates):
@@ -328,6 +333,7 @@ class Profile:
         _templates_do_not_collide,
         models_are_told_apart,
         places_are_told_apart,
+        _models_have_a_place_without_tag,
     )
 
     version: Literal[1] = field(name="profile", doc="The version of this language; each profile says it.", example=1)

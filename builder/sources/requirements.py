@@ -114,7 +114,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BuilderError(f"{path}: cannot be read: {error.strerror}") from error
+        raise BuilderError(
+            f"{path}: cannot be read: {error.strerror}", hint="correct python.requirements in the profile"
+        ) from error
 
 
 @dataclass

@@ -56,7 +56,8 @@ def scan(root: Path, text: str, wanted: Wanted, store: Store | None, progress: P
     except OSError as error:
         where = os.path.relpath(error.filename, root) if isinstance(error.filename, str) else text
         raise BuilderError(
-            f"models: {where}: {error.strerror or error}", hint="correct `from` of the model in the profile"
+            f"models: {where}: {error.strerror or error}",
+            hint="name a file or folder that is there (`from` of the model, if a profile says it)",
         ) from error
 
 
