@@ -392,11 +392,13 @@ BAD = [
     ),
     (
         HEAD + "publish: {models: 'localhost:5000/models:v1'}",
-        "p.yaml:3:19: $.publish.models: a model is tagged by its name: write localhost:5000/models",
+        "p.yaml:3:19: $.publish.models: expected a place such as oci:out/models or localhost:5000/models, found "
+        '"localhost:5000/models:v1": a model is tagged by its name: write localhost:5000/models',
     ),
     (
         HEAD + "publish: {models: 'oci:out/models:v1'}",
-        "p.yaml:3:19: $.publish.models: a model is tagged by its name: write oci:out/models",
+        "p.yaml:3:19: $.publish.models: expected a place such as oci:out/models or localhost:5000/models, found "
+        '"oci:out/models:v1": a model is tagged by its name: write oci:out/models',
     ),
     (HEAD + "publish: {soci: off}", 'p.yaml:3:17: $.publish.soci: expected a mapping, found "off"'),
     *(

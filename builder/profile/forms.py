@@ -53,6 +53,13 @@ def _reference_advice(text: str) -> str | None:
     return f"write oci:{text} for a folder, or HOST/{text} for a registry" if text else None
 
 
+def _place_advice(text: str) -> str | None:
+    untagged, _, tag = text.rpartition(":")
+    if re.fullmatch(_PLACE, untagged) and "/" not in tag:
+        return f"a model is tagged by its name: write {untagged}"
+    return _reference_advice(text)
+
+
 def _image_advice(text: str) -> str | None:
     if "://" in text:
         return "an image has no scheme: write HOST/REPOSITORY:TAG"
@@ -148,6 +155,7 @@ StopSignal = Annotated[
     ),
 ]
 _HOST = r"(?:localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+(?=:))(?::[0-9]{1,5})?"
+_PLACE = rf"oci:(?:{_CLEAN}*/)?(?:(?![:/]){_CLEAN})+/?|{_HOST}/[a-z0-9._/-]+"
 Destination = Annotated[
     str,
     Form(
@@ -156,6 +164,9 @@ Destination = Annotated[
         advice=_reference_advice,
         local="oci:",
     ),
+]
+ModelPlace = Annotated[
+    str, Form(_PLACE, "a place such as oci:out/models or localhost:5000/models", advice=_place_advice, local="oci:")
 ]
 
 

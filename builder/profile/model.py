@@ -24,6 +24,7 @@ from builder.profile.forms import (
     ImagePath,
     LabelName,
     LocalPath,
+    ModelPlace,
     Name,
     Package,
     Platform,
@@ -251,7 +252,7 @@ class Publish:
         default=None,
         example="oci:out/app",
     )
-    models: Destination | None = field(
+    models: ModelPlace | None = field(
         doc="The place that models are published to, such as `HOST/REPOSITORY`, where it is not that of the image; it has no tag.",
         default=None,
         example="localhost:5000/models",
@@ -306,11 +307,6 @@ def _adapting_needs_a_trace(start: Start | None, publish: Publish) -> _Complaint
         )
 
 
-def _models_have_a_place_without_tag(publish: Publish) -> _Complaints:
-    if publish.models and ":" in publish.models.removeprefix("oci:").rpartition("/")[2]:
-        yield ("publish", "models"), f"a model is tagged by its name: write {publish.models.rpartition(':')[0]}"
-
-
 def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
     first: dict[str, int] = {}
     for index, template in enumerate(templates):
@@ -333,7 +329,6 @@ class Profile:
         _templates_do_not_collide,
         models_are_told_apart,
         places_are_told_apart,
-        _models_have_a_place_without_tag,
     )
 
     version: Literal[1] = field(name="profile", doc="The version of this language; each profile says it.", example=1)
