@@ -82,9 +82,9 @@ class Entry:
     record: dict[str, Any]
 
     @classmethod
-    def all_at(cls, at: str) -> list[Entry]:
+    def all_at(cls, at: str, path: str = PATH) -> list[Entry]:
         found = []
-        there = repository(at, PATH)
+        there = repository(at, path)
         for tag in sorted(there.tags()):
             manifest = json.loads(there.manifest(there.resolve(tag)))
             with there.blob(Descriptor.parse(manifest["config"])) as stream:

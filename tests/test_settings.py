@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from builder.errors import UsageError
-from builder.settings import Settings, config_path
+from builder.settings import LayerCache, Settings, config_path
 
 HOME = Path("/home/me")
 FILE = Path("/home/me/.config/layerwright/config.toml")
@@ -93,3 +93,29 @@ def test_a_variable_that_cannot_be_meant(name: str, value: str) -> None:
 def test_passwords_are_not_in_the_representation() -> None:
     settings = parse('origins = {pypi = "http://u:secret@h"}', HTTPS_PROXY="http://u:secret@h", HTTP_PROXY="secret")
     assert "secret" not in repr(settings)
+
+
+def test_a_layer_cache() -> None:
+    text = '[cache]\nat = "oci://host.example/team/layers"\ntrust = ["a:AA"]\nsign = "~/ci.key"\n'
+    assert parse(text).cache == LayerCache("host.example/team/layers", ("a:AA",), HOME / "ci.key")
+    over = parse(
+        text, LAYERWRIGHT_CACHE="oci://other/x", LAYERWRIGHT_CACHE_TRUST="b:BB c:CC", LAYERWRIGHT_CACHE_SIGN="/k"
+    )
+    assert over.cache == LayerCache("other/x", ("b:BB", "c:CC", "a:AA"), Path("/k"))
+    assert parse(text, LAYERWRIGHT_CACHE="").cache is None
+    assert parse(text, LAYERWRIGHT_CACHE_UNSIGNED="1").cache == LayerCache(
+        "host.example/team/layers", ("a:AA",), HOME / "ci.key", True
+    )
+    with pytest.raises(UsageError) as caught:
+        parse('cache = {at = "host/x", trust = "a", sign = "here", unsigned = 1, key = ""}')
+    assert str(caught.value).splitlines()[1:] == [
+        "  cache.key: no such setting",
+        "  cache.trust: expected a list of public keys, found 'a'",
+        "  cache.unsigned: expected true or false, found 1",
+        "  cache.sign: expected an absolute path, or one that begins with ~/, found 'here'",
+        "  cache.at: expected oci://HOST/REPOSITORY, found 'host/x'",
+    ]
+    with pytest.raises(UsageError, match="nobody is trusted"):
+        parse('cache = {at = "oci://host/x"}')
+    with pytest.raises(UsageError, match="cache: expected a table, found 3"):
+        parse("cache = 3")

@@ -163,7 +163,12 @@ class LayerCache:
         taker = taking.Taker(repository, self._store, soci, self._trust.unsigned, self._stop, flow.busy)
 
         def take(layer: Layer) -> None:
-            taker.take(layer, found[layer])
+            try:
+                taker.take(layer, found[layer])
+            except FetchError as error:
+                if type(error) is not FetchError:
+                    raise
+                raise LyingCacheError(str(error)) from error  # the cache answers, but not what the entry says
             taken.append(found[layer])
 
         largest_first = sorted(found, key=lambda layer: -found[layer].blob.size)

@@ -280,7 +280,7 @@ def _media_type(data: bytes, content_type: str, name: str) -> str:
         document: Any = json.loads(data)
         if not isinstance(document, dict):
             raise ValueError
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WrongBytesError(f"{name}: the answer is no manifest") from error
     told = document.get("mediaType")
     if isinstance(told, str) and told:
