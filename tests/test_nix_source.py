@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import judges
 import nixworld
@@ -16,7 +18,11 @@ from layouts import Layout
 from world import Done, run
 
 from builder import lock as locks
+from builder.findings import nixpaths
+from builder.findings.root import File, Root
+from builder.layers.tar import Kind
 from builder.lock import LockedNix
+from builder.sources.nar import Node
 
 PROFILE = """\
 profile: 1
@@ -105,3 +111,241 @@ def test_a_second_store_makes_the_same_image(project: Path, tmp_path: Path) -> N
     assert done.code == 0, done.err
     assert Layout(elsewhere / "out").blobs() == Layout(project / "out").blobs()
     assert build(elsewhere, ["verify", "oci:out"]).code == 0
+
+
+def change(root: Path, before: str, after: str, name: str = "tools.lock.json") -> None:
+    text = (root / name).read_text()
+    assert before in text
+    (root / name).write_text(text.replace(before, after))
+
+
+@pytest.fixture
+def copy(project: Path, tmp_path: Path) -> Path:
+    """The project, locked, in a folder of its own, with a Nix store of its own."""
+    for name in ("tools.yaml", "tools.lock.json", "default.nix", "maker"):
+        shutil.copy(project / name, tmp_path / name)
+    return tmp_path
+
+
+def wrong(root: Path, arguments: Sequence[object], cache: str = "cache", **more: str) -> str:
+    done = build(root, arguments, cache, **more)
+    assert done.code in (1, 3), done.err
+    assert "Traceback" not in done.err
+    return done.err
+
+
+def test_a_lock_is_stale_when_an_expression_changes(copy: Path) -> None:
+    (copy / "default.nix").write_text(nixworld.DEFAULT + "\n# a comment\n")
+    assert "nix: default.nix#app has changed" in wrong(copy, ["publish", "tools.yaml", "oci:out"])
+    before = locked(copy)
+    assert build(copy, ["lock", "tools.yaml"]).code == 0
+    assert locked(copy).paths == before.paths
+
+
+def test_a_reference_that_moved(copy: Path) -> None:
+    """A file that no Nix file is: nobody but Nix knows that it counts."""
+    (copy / "version").write_text("1")
+    change(copy, "tool = name;", "tool = name; version = builtins.readFile ./version;", "default.nix")
+    assert build(copy, ["lock", "tools.yaml"]).code == 0
+    (copy / "version").write_text("2")
+    shutil.move(copy / "nix", copy / "old-nix")
+    said = wrong(copy, ["publish", "tools.yaml", "oci:out"])
+    assert " is locked, and default.nix#app, default.nix#other gives it no more: what that is has moved" in said
+    assert "hint: run `build lock --upgrade` and review" in said
+    before = locked(copy)
+    assert build(copy, ["lock", "tools.yaml"]).code == 0
+    assert {path.name for path in before.paths}.isdisjoint(path.name for path in locked(copy).paths)
+
+
+def test_another_content_than_the_lock_says(copy: Path) -> None:
+    digest = next(path.sha256 for path in locked(copy).paths if path.name.endswith("-other"))
+    change(copy, digest, "0" * 64)
+    said = wrong(copy, ["publish", "tools.yaml", "oci:out"])
+    assert f"-other: the bytes are not those of the lock: expected sha256:{'0' * 64}, got sha256:{digest}" in said
+    assert not (copy / "out").exists()
+
+
+def test_a_store_that_was_tampered_with(copy: Path) -> None:
+    assert build(copy, ["lock", "tools.yaml"]).code == 0
+    (found,) = (copy / "nix/nix/store").glob("*-libc-2.36/bin/libc-2.36")
+    found.parent.chmod(0o755)
+    found.chmod(0o755)
+    with found.open("ab") as file:
+        file.write(b"evil\n")
+    assert "-libc-2.36: the bytes are not those of the lock" in wrong(copy, ["publish", "tools.yaml", "oci:out"])
+
+
+def test_nothing_is_asked_of_nix_when_nothing_is_missing(project: Path) -> None:
+    """Neither Nix nor its store are there."""
+    tools = project / "no-nix"
+    tools.mkdir()
+    environ = {"PATH": str(tools), "NIX_REMOTE": str(project / "nowhere")}
+    done = build(project, ["publish", "tools.yaml", "oci:out"], **environ)
+    assert done.code == 0, done.err
+    done = build(project, ["publish", "--offline", "tools.yaml", "oci:again"], **environ)
+    assert Layout(project / "again").blobs() == Layout(project / "out").blobs()
+    said = wrong(project, ["publish", "tools.yaml", "oci:third"], cache="empty", **environ)
+    assert "nix: not found" in said
+    assert "hint: install Nix 2.8 or newer" in said
+
+
+def test_layers_in_common(copy: Path, project: Path) -> None:
+    """Another app over the same libraries: what they have in common is one layer as long as it is as large as one."""
+    names = {path.name[33:]: path for path in locked(project).paths}
+    assert names["libc-2.36"].size < 16 << 20  # else this shows nothing
+    (copy / "more.yaml").write_text(PROFILE.replace("name: tools", "name: more") + "image: {env: {A: b}}\n")
+    assert build(copy, ["publish", "more.yaml", "oci:more"]).code == 0
+    layers = {digest for digest, data in Layout(project / "out").blobs().items() if data[:2] == b"\x1f\x8b"}
+    assert layers <= set(Layout(copy / "more").blobs())
+
+
+BAD = {
+    "no such file": ("[missing.nix]", "nix: missing.nix: there is no such file", "correct `nix` in the profile"),
+    "the registry's name": ("[nixpkgs#hello]", "there is no such file", "or write flake:nixpkgs#hello for what Nix's"),
+    "an empty folder": ("[empty]", "there is neither flake.nix nor default.nix in it", ""),
+    "no such attribute": ("[default.nix#nothing]", "attribute 'nothing' in selection path 'nothing' not found", ""),
+    "an attribute that is no derivation": ("['text.nix']", "does not evaluate to a derivation", ""),
+    "what does not parse": ("[broken.nix]", "syntax error", "it is Nix that says so"),
+    "what does not build": ("[fails.nix]", "failed to produce output path", ""),
+    "a path that nobody has": (
+        "[/nix/store/00000000000000000000000000000000-x]",
+        "there is no substituter that can build it",
+        "copy it to this machine's store, or name a cache",
+    ),
+    "a registry without it": ("['flake:nothing#x']", "nix: flake:nothing#x: ", ""),
+    "a link to nothing": (
+        "[{from: default.nix#app, links: {/opt/x: bin/x}}]",
+        "it has no bin/x; beside that it has app-1.2",
+        "correct `links`",
+    ),
+    "two of one name": (
+        "[default.nix#app, {from: default.nix#other, links: {/usr/local/bin/app-1.2: bin/other}}]",
+        "default.nix#app and default.nix#other both bring /usr/local/bin/app-1.2",
+        "give one of them `links` that leave it out",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_references(case: str, project: Path, tmp_path: Path) -> None:
+    text, message, hint = BAD[case]
+    for name in ("default.nix", "maker"):
+        shutil.copy(project / name, tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.nix").write_text('"text"')
+    (tmp_path / "broken.nix").write_text("{ a = ")
+    failing = 'derivation { name = "fails"; builder = ./maker; system = builtins.currentSystem; out = ""; }'
+    (tmp_path / "fails.nix").write_text(failing.replace('out = ""', 'size = "1"; args = [ ]; outputs = [ "lib" ]'))
+    (tmp_path / "bad.yaml").write_text(f"profile: 1\nname: bad\nnix: {text}\n")
+    said = wrong(tmp_path, ["lock", "bad.yaml"])
+    assert message in said
+    assert hint in said
+    assert not (tmp_path / "bad.lock.json").exists()
+
+
+def test_a_store_that_cannot_be_written(copy: Path) -> None:
+    said = wrong(copy, ["lock", "tools.yaml"], NIX_REMOTE="/proc/nothing")
+    assert "nix: default.nix#app: " in said
+    assert "/proc/nothing" in said
+
+
+def _others(paths: Sequence[dict[str, Any]], item: object) -> list[str]:
+    return [other["name"] for other in paths if other is not item]
+
+
+LIES = {
+    "../../etc": "is no name of a path of a Nix store",
+    "UPPERCASEUPPERCASEUPPERCASEUPPERC-x": "is no name of a path of a Nix store",
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_locks_that_lie_of_names(name: str, copy: Path) -> None:
+    other = next(path.name for path in locked(copy).paths if path.name.endswith("-other"))
+    change(copy, other, name)
+    assert LIES[name] in wrong(copy, ["publish", "tools.yaml", "oci:out"])
+
+
+@pytest.mark.parametrize(
+    ("change_it", "message"),
+    [
+        (lambda nix: nix["paths"].pop(), "is needed and not locked"),
+        (lambda nix: nix["paths"].reverse(), "its paths are not sorted"),
+        (lambda nix: nix["paths"].append(nix["paths"][-1]), "its paths are not sorted, each there once"),
+        (lambda nix: nix["paths"][0].update(size=-1), "no narHash, or no size"),
+        (lambda nix: nix["paths"][0].update(sha256="x"), "no narHash, or no size"),
+        (lambda nix: nix["paths"][0].update(references=[nix["paths"][0]["name"]]), "without itself"),
+        (
+            lambda nix: [
+                item.update(references=[other["name"] for other in nix["paths"] if other is not item])
+                for item in nix["paths"]
+            ],
+            "needs itself, by way of others",
+        ),
+        (lambda nix: nix["roots"][0]["links"][0].update(to="/../etc/passwd"), "is no absolute path in an image"),
+        (lambda nix: nix["roots"][0]["links"][0].update(to="etc"), "is no absolute path in an image"),
+        (lambda nix: nix["roots"][0]["links"][0].update(target="/etc/shadow"), "is in no path that is locked"),
+        (
+            lambda nix: nix["roots"][0]["links"][0].update(target=f"/nix/store/{nix['paths'][0]['name']}/../../../etc"),
+            "is in no path that is locked",
+        ),
+        (lambda nix: nix["roots"][1]["links"].append(nix["roots"][0]["links"][0]), "is locked twice"),
+    ],
+)
+def test_locks_that_lie(change_it: Callable[[Any], object], message: str, copy: Path) -> None:
+    document = json.loads((copy / "tools.lock.json").read_text())
+    change_it(document["platforms"][0]["nix"])
+    (copy / "tools.lock.json").write_text(json.dumps(document, sort_keys=True, indent=2) + "\n")
+    assert message in wrong(copy, ["plan", "tools.yaml"])
+
+
+def test_flakes_stay_until_they_are_moved(project: Path, tmp_path: Path) -> None:
+    """A flake beside the profile is asked whenever a lock is made, one elsewhere when it is to move."""
+    flake = tmp_path / "flake"
+    shutil.copytree(project, flake, ignore=shutil.ignore_patterns("nix", "cache", "out", "*.json", "flat", "unpacked"))
+    (flake / "flake.nix").write_text(
+        "{ outputs = { self }: { packages.x86_64-linux.app = (import ./default.nix).app; }; }\n"
+    )
+    change(flake, "builtins.currentSystem", '"x86_64-linux"', "default.nix")
+    for name, reference in (("near", "./flake#app"), ("far", f"path:{flake}#app")):
+        (tmp_path / f"{name}.yaml").write_text(f"profile: 1\nname: {name}\nnix: ['{reference}']\n")
+        assert build(tmp_path, ["lock", f"{name}.yaml"]).err.startswith("wrote")
+    (near,), (far,) = locked(tmp_path, "near").roots, locked(tmp_path, "far").roots
+    assert near.outputs == far.outputs
+    assert near.expressions
+    assert len(far.flake) == 64
+    assert far.inputs
+    change(flake, "300000", "300001", "default.nix")
+    for name in ("near", "far"):
+        assert build(tmp_path, ["lock", f"{name}.yaml"]).code == 0
+    assert locked(tmp_path, "near").roots[0].outputs != near.outputs
+    assert locked(tmp_path, "far").roots == (far,)
+    done = build(tmp_path, ["lock", "far.yaml", "--upgrade", "app"])
+    assert done.code == 0, done.err
+    assert "~ app 1.2 " in done.err
+    assert locked(tmp_path, "far").roots[0].outputs == locked(tmp_path, "near").roots[0].outputs
+
+
+def test_drivers_and_cuda_are_found(copy: Path) -> None:
+    change(
+        copy,
+        "other = make",
+        'driver = make "libcuda.so.1" { }; cudart = make "libcudart.so.12" { }; other = make',
+        "default.nix",
+    )
+    (copy / "cuda.yaml").write_text("profile: 1\nname: cuda\nnix: [default.nix#driver, default.nix#cudart]\n")
+    assert build(copy, ["lock", "cuda.yaml"]).code == 0
+    done = build(copy, ["plan", "cuda.yaml", "--findings"])
+    assert done.code == 0, done.err
+    assert "libcuda.so.1 of Nix has libraries of NVIDIA's driver: libcuda.so.1" in done.out
+    assert "CUDA of nixpkgs looks for the driver in /run/opengl-driver/lib" in done.out
+
+
+def test_cuda_that_wheels_have_too() -> None:
+    owner = "nvidia-cuda-runtime 13.0"
+    place = "/opt/venv/lib/python3.11/site-packages/nvidia/cu13/lib/libcudart.so.13"
+    root = Root(files={place: File(place, 5, "", owner, "wheel")})
+    nodes = (Node("lib/libcudart.so.12", Kind.FILE, 0, 7), Node("lib/stubs/libcuda.so", Kind.FILE, 0, 3))
+    found = nixpaths.report({f"{'0' * 32}-cuda_cudart-12.4": nodes}, root)
+    assert [(item.kind, item.size) for item in found] == [("twice", 7), ("driver-path", 0)]
+    assert owner in found[0].what

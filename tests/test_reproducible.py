@@ -19,6 +19,7 @@ import cudawheels
 import indexserver
 import judges
 import modelworld
+import nixworld
 import pytest
 from debarchive import Item
 from layouts import Layout
@@ -120,6 +121,34 @@ files: [{from: app, to: /app}]
         argv = ["publish", *variation.options, profile, f"oci:{out}"]
         assert run(argv, tmp_path, environ, umask=variation.umask).digest == digest, name
         assert Layout(out).blobs() == Layout(tmp_path / "out").blobs(), name
+
+
+def test_the_same_image_with_things_from_nix(world: World, tmp_path: Path) -> None:
+    """Their archives come out of the store, or out of another Nix store, where everything is built again."""
+    judges.require("nix")
+    text = """\
+profile: 1
+name: nix
+base: {debian: bookworm}
+nix: [./default.nix#app, {from: ./default.nix#other, links: {/opt/other: bin/other}}]
+publish: {soci: {span-size: 256KiB, min-layer-size: 1MiB}}
+"""
+    nixworld.maker(tmp_path / "first")
+    (tmp_path / "first/p.yaml").write_text(text)
+    digest, lock = "", b""
+    for number, name in enumerate(("one job", "umask 077", "hash seed 4242", "backwards", "locale", "zone")):
+        variation, root = VARIATIONS[name], tmp_path / str(number)
+        profile = copied(tmp_path / "first/p.yaml", root / "project", variation)
+        environ = world.environment(root / "cache", **nixworld.environment(root), **variation.environ)
+        if number > 1:  # the others are of a lock, and have no Nix
+            profile.with_suffix(".lock.json").write_bytes(lock)
+            environ |= {"NIX_REMOTE": "/nowhere", "LAYERWRIGHT_OFFLINE": "1"}
+            environ |= {"LAYERWRIGHT_MIRRORS": str(tmp_path / "0/cache/layerwright")}
+        argv = ["publish", *variation.options, profile, f"oci:{root / 'out'}"]
+        found = run(argv, tmp_path, environ, umask=variation.umask).digest
+        digest, lock = digest or found, lock or profile.with_suffix(".lock.json").read_bytes()
+        assert (found, profile.with_suffix(".lock.json").read_bytes()) == (digest, lock), name
+        assert Layout(root / "out").blobs() == Layout(tmp_path / "0/out").blobs(), name
 
 
 def test_the_same_image_on_top_of_an_image(world: World, tmp_path: Path) -> None:

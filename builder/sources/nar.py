@@ -1,4 +1,4 @@
-"""Reads a Nix archive: the one form of a store path's content, whose sha256 is the path's narHash. The bytes are foreign.
+"""Reads and writes Nix archives: the one form of a store path's content, whose sha256 is its narHash. What is read is foreign.
 
 The form (Nix manual, "Nix Archive Format"): text is a length of eight bytes, little-endian, the bytes, and zeros up to a
 multiple of eight. A node is `( type regular [executable ""] contents BYTES )`, `( type symlink target TEXT )` or
@@ -7,6 +7,9 @@ multiple of eight. A node is `( type regular [executable ""] contents BYTES )`, 
 
 from __future__ import annotations
 
+import os
+import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from builder.errors import HostileInputError
 from builder.layers.tar import Kind
 
 MAGIC = b"nix-archive-1"
+_BLOCK = 1 << 20
 _MAX_NAME = 255
 _MAX_TARGET = 4095
 _MAX_DEPTH = 256
@@ -154,3 +158,35 @@ class _Reader:
     def _padding(self, length: int) -> None:
         if self._file.read(-length % 8) != bytes(-length % 8):
             raise self.error(f"no zeros as padding before byte {self._file.tell()}")
+
+
+def write(top: Path, out: BinaryIO) -> None:
+    """Writes the archive of what is on the disk: symlinks as they are, times and owners left out."""
+    out.write(_text(MAGIC))
+    _write(os.fsencode(top), out)
+
+
+def _write(path: bytes, out: BinaryIO) -> None:
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        out.write(_text(b"(", b"type", b"symlink", b"target", os.readlink(path), b")"))
+    elif stat.S_ISDIR(status.st_mode):
+        out.write(_text(b"(", b"type", b"directory"))
+        for name in sorted(os.listdir(path)):
+            out.write(_text(b"entry", b"(", b"name", name, b"node"))
+            _write(path + b"/" + name, out)
+            out.write(_text(b")"))
+        out.write(_text(b")"))
+    else:
+        flags = (b"executable", b"") if status.st_mode & stat.S_IXUSR else ()
+        out.write(_text(b"(", b"type", b"regular", *flags, b"contents"))
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            out.write(size.to_bytes(8, "little"))
+            shutil.copyfileobj(file, out, _BLOCK)
+        out.write(bytes(-size % 8))
+        out.write(_text(b")"))
+
+
+def _text(*words: bytes) -> bytes:
+    return b"".join(len(word).to_bytes(8, "little") + word + bytes(-len(word) % 8) for word in words)

@@ -75,6 +75,13 @@ class Tool:
             return False  # why will show when it is brought
         return True
 
+    def on_disk(self, name: str) -> Path | None:
+        """Where a path would be on this machine's disk; None for a store whose place is not known."""
+        remote = self.env.get("NIX_REMOTE", "")
+        if remote in ("", "auto", "daemon", "local"):
+            return Path(STORE, name)
+        return Path(remote + STORE, name) if remote.startswith("/") and "?" not in remote else None
+
     def dump(self, name: str, path: Path) -> None:
         """Writes the archive of a path of the store to a file."""
         with path.open("wb") as out:
