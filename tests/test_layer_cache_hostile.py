@@ -31,9 +31,10 @@ from builder import lock as locks
 from builder import plan as plans
 from builder.client import Client
 from builder.layercache import entry
-from builder.layercache.cache import LayerCache, Pace, Trust, is_cached
+from builder.layercache.cache import LayerCache, Pace, Trust
 from builder.layercache.entry import LyingCacheError, Record, rows_of
 from builder.layercache.keys import SecretKey
+from builder.layercache.memory import is_cached
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
@@ -77,7 +78,7 @@ class Side:
             reference = Reference.parse(f"{self.at}/{self.path}")
             return Remote(reference, Client(QUICK), Keychain(), writing=writing, stop=stop)
 
-        return LayerCache(opened, self.trust, self.store, self.notes, self.pace)
+        return LayerCache(f"{self.at}/{self.path}", opened, self.trust, self.store, self.notes, self.pace)
 
     @property
     def layers(self) -> list[Layer]:
@@ -112,7 +113,7 @@ def filled(registry: str, small: Path, world: Any, request: pytest.FixtureReques
     plan = plans.plan(locks.parse(lock.read_text(), str(lock)))
     path = f"hostile/t{secrets.token_hex(6)}"
     side = Side(Store(world.root / "cache/layerwright"), registry, path, plan, Trust((CI.public,), CI))
-    assert side.cache().push(side.layers, plan.soci, again=True) == 2
+    assert side.cache().push(side.layers, plan.soci) == 2
     return side
 
 
@@ -302,7 +303,7 @@ def test_a_cache_that_is_not_there(mate: Side, filled: Side) -> None:
     mate.at = filled.at = f"127.0.0.1:{judges.free_port()}"
     assert mate.pull().count("\n") == 0
     assert "left alone from here on: " in mate.notes.lines[0]
-    assert filled.cache().push(filled.layers, filled.plan.soci, again=True) == 0
+    assert filled.cache().push(filled.layers, filled.plan.soci) == 0
     assert "left alone" in filled.notes.lines[-2]
 
 
@@ -357,7 +358,7 @@ def test_a_cache_that_takes_nothing(filled: Side) -> None:
         filled.at, decide=always({"POST uploads": faultregistry.busy(403), "PUT uploads": faultregistry.busy(403)})
     ) as proxy:
         filled.at, filled.path = proxy.address, f"{filled.path}/read-only"
-        assert filled.cache().push(filled.layers, filled.plan.soci, again=True) == 0
+        assert filled.cache().push(filled.layers, filled.plan.soci) == 0
     assert "left alone from here on: " in "\n".join(filled.notes.lines)
 
 

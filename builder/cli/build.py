@@ -135,6 +135,8 @@ def _published(
     context = work.context
     cached = (context.settings.cache.at,) if context.settings.cache else ()
     mount_from = (*mount_from, *base_repository(work.loaded), *work.artifacts, *cached)
+    if work.unsent(lock):
+        _ = work.cache  # settings that cannot be meant are told before anything is made
     tagged = [named if named.tag or named.digest else named.tagged(DEFAULT_TAG) for named in destinations]
     with context.store.in_use():  # from the first layer to the last copy
         for attempt in range(2):

@@ -87,6 +87,7 @@ def _examine(context: Context, online: bool) -> Iterator[Finding]:
     yield from _debian(context, online)
     yield from _index(context, online)
     yield from _mirrors(context, online)
+    yield from _layer_cache(context)
     yield from _libraries()
     for name, purpose in _OPTIONAL_TOOLS.items():
         yield _tool(name, State.WARNING, purpose, f"optional: install {name}")
@@ -256,6 +257,24 @@ def _mirrors(context: Context, online: bool) -> Iterator[Finding]:
             yield Finding("mirror", State.OK, mirror)
         else:
             yield Finding("mirror", State.WARNING, f"{mirror}: no such folder", "correct or remove it in the settings")
+
+
+def _layer_cache(context: Context) -> Iterator[Finding]:
+    settings = context.settings.cache
+    if settings is None:
+        return
+    from builder.cli.layercache import cache_of
+
+    try:
+        cache_of(context, settings)
+    except BuilderError as error:
+        yield Finding("layer cache", State.WARNING, str(error), error.hint or "correct [cache] in the settings")
+        return
+    who = (
+        "anybody" if settings.unsigned else ", ".join(key.partition(":")[0] for key in settings.trust) or "our own key"
+    )
+    sends = ", filled from here" if settings.sign or settings.unsigned else ""
+    yield Finding("layer cache", State.OK, f"{settings.at}: layers of {who}{sends}")
 
 
 def _answer(context: Context, name: str, url: str) -> Finding:

@@ -17,6 +17,7 @@ from builder.layercache.cache import LayerCache, Trust
 from builder.layercache.keys import PublicKey, SecretKey
 from builder.places import memory
 from builder.places.remote import Remote
+from builder.plan import plan
 from builder.registry import BadReferenceError, Keychain, Reference
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def cache_of(context: Context, settings: Settings) -> LayerCache:
             stop=stop,
         )
 
-    return LayerCache(opened, trust, context.store, context.progress)
+    return LayerCache(settings.at, opened, trust, context.store, context.progress)
 
 
 @click.command(
@@ -107,7 +108,8 @@ def fill(context: Context, profile: Path) -> int:
         )
     work = Work.open(context, profile)
     with context.store.in_use():
-        work.share(work.current_lock(False), again=True)
+        lock = work.current_lock(False)
+        work.share(lock, [layer for platform in plan(lock).platforms for layer in platform.layers])
     assert work.cache
     if work.cache.down:
         raise BuilderError(f"the layer cache was not filled: {work.cache.down}", hint="run the same command again")

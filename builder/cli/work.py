@@ -136,13 +136,21 @@ class Work:
 
         return cache_of(self.context, self.context.settings.cache)
 
-    def share(self, lock: Lock, *, again: bool = False) -> int:
-        """The lock's layers that the store has are in the cache afterwards; how many were sent."""
-        if self.cache is None:
-            return 0
-        planned = plans.plan(lock)
-        layers = [layer for platform in planned.platforms for layer in platform.layers]
-        return self.cache.push(layers, planned.soci, again=again)
+    def unsent(self, lock: Lock) -> list[Layer]:
+        """The layers of the lock that should be sent to the cache, as far as the store remembers."""
+        settings = self.context.settings
+        if settings.cache is None or settings.offline or not (settings.cache.sign or settings.cache.unsigned):
+            return []
+        from builder.layercache.memory import is_cached, is_there
+
+        at, store = settings.cache.at, self.context.store
+        layers = (layer for platform in plans.plan(lock).platforms for layer in platform.layers)
+        return [layer for layer in layers if is_cached(layer) and not is_there(at, layer, store)]
+
+    def share(self, lock: Lock, layers: Sequence[Layer] | None = None) -> int:
+        """These layers, or else those that are `unsent`, are in the cache afterwards; how many were sent."""
+        wanted = self.unsent(lock) if layers is None else layers
+        return self.cache.push(wanted, plans.plan(lock).soci) if wanted and self.cache else 0
 
     @property
     def means(self) -> Means | None:

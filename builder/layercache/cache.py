@@ -17,14 +17,13 @@ from builder.errors import BuilderError, FetchError
 from builder.layercache import entry, taking
 from builder.layercache.entry import LyingCacheError, Record, tag_of
 from builder.layercache.keys import PublicKey, SecretKey
+from builder.layercache.memory import is_cached, remember
 from builder.layercache.sending import record_here, send
 from builder.lock import SociSettings
-from builder.oci import spec
-from builder.oci.digest import Digest
 from builder.parallel import Stop, for_each
 from builder.places import memory
 from builder.places.remote import Remote
-from builder.plan import BaseLayer, EnvironmentLayer, FilesLayer, Layer
+from builder.plan import Layer
 from builder.progress import Progress, human_size
 from builder.registry import WrongBytesError
 from builder.store import Store
@@ -32,13 +31,6 @@ from builder.store import Store
 _LOOKING, _MOVING = 8, 4
 _POLL = 0.05
 _GRACE = 2.0
-_RECORD = "layer-cache"
-
-
-def is_cached(layer: Layer) -> bool:
-    """Whether layers of this kind are kept in caches: a base image has its own place, and what is the profile's own, or has no
-    input, takes less time to pack than to ask for."""
-    return not isinstance(layer, BaseLayer | EnvironmentLayer | FilesLayer)
 
 
 @dataclass(frozen=True)
@@ -64,13 +56,15 @@ class Pace:
 
 
 class LayerCache:
-    """One cache, for the length of a run. `open` gives its repository, to be written to or not, whose work `stop` ends.
+    """One cache, called `name`, for the length of a run. `open` gives its repository, to be written to or not, whose work a stop
+    ends.
 
     Once it was `down`, which says why, it is not asked any more.
     """
 
     def __init__(
         self,
+        name: str,
         open: Callable[[bool, Stop], Remote],
         trust: Trust,
         store: Store,
@@ -78,6 +72,7 @@ class LayerCache:
         pace: Pace = Pace(),
     ) -> None:
         self.down = ""
+        self.name = name
         self._open = open
         self._trust = trust
         self._store = store
@@ -103,26 +98,19 @@ class LayerCache:
         size = f", {human_size(sum(record.blob.size for record in taken))}" if taken else ""
         self._note(repository, f"{len(taken)} of {len(wanted)} missing layers taken{size}")
 
-    def push(self, layers: Sequence[Layer], soci: SociSettings, *, again: bool = False) -> int:
-        """Those of the `layers` that the store has are in the cache afterwards; how many were sent.
-
-        What went there before, or came from there, is not asked about, unless `again`.
-        """
+    def push(self, layers: Sequence[Layer], soci: SociSettings) -> int:
+        """Those of the `layers` that the store has are in the cache afterwards; how many were sent."""
         wanted = [layer for layer in dict.fromkeys(layers) if is_cached(layer)]
         if self.down or not self._trust.sends or not wanted:
             return 0
         repository = self._open(True, self._stop)
-        records = {
-            layer: record
-            for layer in wanted
-            if (again or not self._is_there(repository, layer)) and (record := record_here(layer, self._store, soci))
-        }
+        records = {layer: record for layer in wanted if (record := record_here(layer, self._store, soci))}
         sent: list[Record] = []
 
         def give(layer: Layer) -> None:
             if self._send(repository, layer, records[layer]):
                 sent.append(records[layer])
-            self._remember(repository, layer, records[layer])
+            remember(self.name, layer, records[layer].blob.digest, self._store)
 
         if records:
             with self._progress.task("fill the layer cache", sum(one.blob.size for one in records.values())) as task:
@@ -160,7 +148,7 @@ class LayerCache:
     def _taken(self, repository: Remote, found: dict[Layer, Record], soci: SociSettings) -> list[Record]:
         taken: list[Record] = []
         flow = _Flow()
-        taker = taking.Taker(repository, self._store, soci, self._trust.unsigned, self._stop, flow.busy)
+        taker = taking.Taker(self.name, repository, self._store, soci, self._trust.unsigned, self._stop, flow.busy)
 
         def take(layer: Layer) -> None:
             try:
@@ -257,19 +245,6 @@ class LayerCache:
         self._stop.set()
         self._note(repository, f"it is left alone from here on: {why}")
 
-    def _is_there(self, repository: Remote, layer: Layer) -> bool:
-        """Whether the store remembers that the cache has the layer."""
-        known = self._store.record("layer", layer.key.hex)
-        if known is None:
-            return False
-        if known.get(taking.ORIGIN) == str(repository):
-            return True
-        told = self._store.record(_RECORD, _key(repository, layer))
-        return told is not None and told.get("layer") == known["objects"][0]
-
-    def _remember(self, repository: Remote, layer: Layer, record: Record) -> None:
-        self._store.put_record(_RECORD, _key(repository, layer), {"layer": str(record.blob.digest)})
-
     def _note(self, repository: Remote, text: str) -> None:
         self._progress.note(f"cache {repository}: {text}")
 
@@ -299,7 +274,3 @@ class _Flow:
         finally:
             with self._guard:
                 self._busy -= 1
-
-
-def _key(repository: Remote, layer: Layer) -> str:
-    return Digest.of(spec.encode({"cache": str(repository), "layer": str(layer.key)})).hex

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.layercache.entry import CachedZtoc, LyingCacheError, Record, rows_of
+from builder.layercache.memory import ORIGIN
 from builder.layers import foreign
 from builder.layers.stream import LayerError
 from builder.lock import SociSettings
@@ -22,8 +23,6 @@ from builder.sbom.licences import RECORD as LICENCE
 from builder.soci import index, read
 from builder.store import Store, free_bytes, partial_lock
 
-ORIGIN = "cache"
-"""The key of a layer's record that tells the cache that it comes from."""
 _GROWTH, _ROOM = 16, 256 << 20
 
 
@@ -35,9 +34,11 @@ def small(repository: Repository, descriptor: Descriptor) -> bytes:
 
 @dataclass(frozen=True)
 class Taker:
-    """Takes layers from a repository. If it is `thorough`, it reads a layer to its end and makes its ztoc itself, and believes
-    neither what the record says of the tar nor its ztocs. `busy` surrounds what moves no bytes of the repository."""
+    """Takes layers from the repository of a `cache`. If it is `thorough`, it reads a layer to its end and makes its ztoc itself,
+    and believes neither what the record says of the tar nor its ztocs. `busy` surrounds what moves no bytes of the
+    repository."""
 
+    cache: str
     repository: Repository
     store: Store
     soci: SociSettings
@@ -65,7 +66,7 @@ class Taker:
             "size": record.blob.size,
             "diff_id": str(record.diff_id),
             "tar_size": record.tar_size,
-            ORIGIN: str(self.repository),
+            ORIGIN: self.cache,
         }
         store.put_record("layer", layer.key.hex, document)
 
