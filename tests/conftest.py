@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import judges
+import nixmachines
 import pytest
 import world as worlds
 from world import Real, World
@@ -94,3 +95,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
 def both(tmp_path_factory: pytest.TempPathFactory) -> Real:
     """tests/data/both.yaml, built from its lock for two architectures."""
     return Real.publish(ROOT / "tests/data/both.yaml", tmp_path_factory.mktemp("both"))
+
+
+@pytest.fixture(scope="session")
+def nix_machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nixmachines.Machines]:
+    """Machines with Nix, in a world of their own."""
+    judges.require("nix")
+    with nixmachines.machines(tmp_path_factory.mktemp("nix")) as made:
+        yield made

@@ -1,4 +1,4 @@
-"""`build cache`: what the local store holds, making room in it, and the layer cache that others fill and read."""
+"""`build cache`: what the local store holds, making room in it, and the caches that layers are shared by."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ VERBS = {
     "gc": "builder.cli.cache:gc",
     "fill": "builder.cli.layercache:fill",
     "key": "builder.cli.layercache:key",
+    "push": "builder.cli.nixcache:push",
+    "pull": "builder.cli.nixcache:pull",
 }
 """Each verb and the command that does it, imported when it is asked for."""
 
@@ -52,6 +54,8 @@ _SUMMARIES = {
     "gc": "Remove what was not used lately.",
     "fill": "Send layers to the layer cache.",
     "key": "Make a pair of keys for a layer cache.",
+    "push": "Put layers into a binary cache of Nix.",
+    "pull": "Take layers from a binary cache of Nix.",
 }
 
 
@@ -62,7 +66,7 @@ class _CacheVerbs(Verbs):
 
 @click.group(
     cls=_CacheVerbs,
-    help="Look into the local store, make room in it, and fill the layer cache of a team.",
+    help="Look into the local store, make room in it, and share layers by the caches of a team.",
     epilog="Example: build cache info",
 )
 def cache() -> None:

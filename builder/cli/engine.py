@@ -90,18 +90,18 @@ def engine_of(context: Context, nix: dict[str, Any] | None, *, rebuild: bool = F
 
     options = [part for name in ("builders", "max-jobs") for part in setting(name, nix[name])]
     if nix["substituters"]:
-        options += [
-            "--option",
-            "extra-substituters",
-            nix["substituters"],
-            "--option",
-            "substitute",
-            "true",
-            "--fallback",
-        ]
+        options += [*setting("substituters", nix["substituters"]), *setting("substitute", "true"), "--fallback"]
     if nix["trusted-public-keys"]:
         options += setting("extra-trusted-public-keys", nix["trusted-public-keys"])
     if context.settings.offline:
         options += ["--offline"]
+    told: set[str] = set()
+
+    def note(text: str) -> None:
+        if text not in told:  # each of its programs says the same of a cache that is down
+            told.add(text)
+            context.progress.note(text)
+
+    builds = nix["max-jobs"] != "0" or bool(nix["builders"])
     floor = FLOOR if nix["floor"] is None else nix["floor"]
-    return Engine(Nix(context.environ, tuple(options), context.progress.note), floor, nix["packer"] or "", rebuild)
+    return Engine(Nix(context.environ, tuple(options), note), floor, nix["packer"] or "", rebuild, builds)

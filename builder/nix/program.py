@@ -19,11 +19,14 @@ _INSTALL = "install Nix 2.8 or newer (Debian: apt install nix-bin), or build wit
 _BUILD, _SUBSTITUTE, _LOG_LINE = 105, 108, 101
 """Numbers of the activities and results that its JSON log tells."""
 _ERROR, _WARNING = 0, 1
+UNSIGNED = "signed by any of the keys"
+"""What Nix says of something in a cache whose signature does not count."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _HASH = len("/nix/store/") + 33
 _MOST = 40
 _ALWAYS = ("--option", "sandbox", "true", "--option", "sandbox-fallback", "false")
 _REMEDIES = (
+    (UNSIGNED, "name the key that signed it with --trusted-public-keys, or another cache"),
     (
         "may not be deterministic",
         "that is a bug in Layerwright, or a machine whose memory or disk errs: please report it",
@@ -106,6 +109,8 @@ class Nix:
             raise _failure([line for line in lines if line.strip()], "nix build --dry-run")
         names, listed = [], False
         for line in lines:
+            if line.startswith("warning: ") and "; retrying in" not in line:
+                self.note(f"nix: {line.removeprefix('warning: ')}")
             if not line.startswith("  "):
                 listed = "will be built" in line
             elif listed and line.strip().endswith(".drv"):
@@ -145,6 +150,7 @@ class _Log:
         self._errors: list[str] = []
         self._activities: dict[int, tuple[str, str]] = {}
         self._refused: list[tuple[str, str | None]] = []
+        self._unsigned: list[str] = []
 
     def __call__(self, line: str) -> None:
         try:
@@ -169,7 +175,9 @@ class _Log:
     def _message(self, level: int, text: str) -> None:
         if level == _ERROR:
             self._errors.append(text)
-        elif level == _WARNING and text:
+        elif level == _WARNING and text and "; retrying in" not in text:
+            if UNSIGNED in text:
+                self._unsigned.append(text)
             self._note(f"nix: {text.removeprefix('warning: ')}")
 
     def _refuse(self, text: str, name: str, place: str) -> None:
@@ -183,6 +191,8 @@ class _Log:
         """Why the build failed."""
         for message, hint in self._refused:
             return BuilderError(message, hint=hint)
+        if self._unsigned:
+            return _failure(self._unsigned, "nix build")
         return _failure(self._errors, "nix build")
 
 
@@ -198,4 +208,4 @@ def _failure(lines: Iterable[str], what: str) -> NixError:
 
 def setting(name: str, value: Any) -> tuple[str, ...]:
     """One of Nix's settings, as options of its programs."""
-    return ("--option", name, str(value)) if value not in (None, "", ()) else ()
+    return ("--option", name, str(value)) if value is not None else ()

@@ -1,0 +1,73 @@
+"""Machines with stores of their own, of Layerwright and of Nix, in one small world."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from world import Done, World, run, world
+
+CONFIG = "build-users-group =\nsubstitute = false\nflake-registry =\n"
+SYSTEM = f"{os.uname().machine}-linux"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine: its own store of Layerwright, and its own of Nix."""
+
+    world: World
+    project: Path
+    root: Path
+
+    def __call__(self, verb: str, *arguments: object, prefix: tuple[str, ...] = (), **environment: str) -> Done:
+        """Runs a verb on the profile of the world, or `assemble` where that is the verb, into `out`."""
+        known = {"NIX_REMOTE": str(self.root / "nix"), "NIX_CONFIG": CONFIG, "USER": "root"}
+        where = self.world.environment(self.root / "cache", **{**known, **environment})
+        output = ["-o", f"oci:{self.root / 'out'}"] if verb == "assemble" else []
+        (self.root).mkdir(exist_ok=True, parents=True)
+        return run([*verb.split(), self.project / "small.yaml", *output, *arguments], self.root, where)
+
+    def nix(self, *arguments: str) -> str:
+        """Runs a program of Nix on the machine's store."""
+        where = {**os.environ, "NIX_REMOTE": str(self.root / "nix"), "NIX_CONFIG": CONFIG}
+        return subprocess.run(arguments, env=where, check=True, capture_output=True, text=True).stdout
+
+    def path(self, name: str) -> Path:
+        """The one path of the store whose name begins so."""
+        (found,) = (
+            path
+            for path in (self.root / "nix/nix/store").iterdir()
+            if path.name[33:].startswith(name) and not path.name.endswith((".drv", ".lock", ".chroot"))
+        )
+        return found
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Machines of one world, and the digest that packing without Nix gives."""
+
+    world: World
+    project: Path
+    root: Path
+    digest: str
+
+    def new(self, name: str) -> Machine:
+        return Machine(self.world, self.project, self.root / name)
+
+
+@contextmanager
+def machines(root: Path) -> Iterator[Machines]:
+    """Machines below `root`, and a profile with its lock."""
+    with world(root / "world") as made:
+        project = made.project(root / "project").parent
+        done = Machine(made, project, root / "plain")("assemble")
+        try:
+            yield Machines(made, project, root, done.digest)
+        finally:
+            subprocess.run(
+                ["chmod", "-R", "u+w", str(root)], check=False
+            )  # Nix leaves folders that pytest cannot remove
