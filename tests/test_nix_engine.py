@@ -17,7 +17,6 @@ from world import run
 
 from builder import lock as locks
 from builder import plan as plans
-from builder.models.client import modules
 from builder.nix import inside, runtime
 from builder.nix.engine import name_of, safe
 
@@ -170,7 +169,7 @@ def test_the_packer_has_what_it_imports(tmp_path: Path) -> None:
     """All of it comes out of its own folder, and the same is written twice."""
     imported = {
         name.partition(".")[0]
-        for module in modules((runtime.ENTRY,))
+        for module in runtime.parts()
         for node in ast.walk(ast.parse(runtime._path(module).read_text()))
         for name in (
             [alias.name for alias in node.names]
@@ -183,7 +182,7 @@ def test_the_packer_has_what_it_imports(tmp_path: Path) -> None:
     assert imported - sys.stdlib_module_names - {"builder", "compression"} == set(runtime._LIBRARIES)
     folder = tmp_path / "packer"
     runtime.write(folder)
-    names = sorted(modules((runtime.ENTRY,)))
+    names = sorted(runtime.parts())
     program = (
         "import sys, importlib; sys.path.append(sys.argv[1] + '/site')\n"
         f"for name in {names!r}: importlib.import_module(name)\n"

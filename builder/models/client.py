@@ -12,7 +12,7 @@ import importlib.util
 import io
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -62,13 +62,14 @@ def client() -> bytes:
     return out.getvalue()
 
 
-def modules(roots: Sequence[str] = _ROOTS) -> frozenset[str]:
-    """The modules of ours that the client, or what else begins with `roots`, has: all that they import, wherever they do so."""
+def modules(roots: Sequence[str] = _ROOTS, never: Container[str] = _NEVER) -> frozenset[str]:
+    """The modules of ours that the client, or what else begins with `roots`, has: all that they import, wherever they do so, but
+    for those that are `never` reached."""
     found: set[str] = set()
     waiting = list(roots)
     while waiting:
         name = waiting.pop()
-        if name in found or name in _NEVER:
+        if name in found or name in never:
             continue
         found.add(name)
         waiting += _imports(_source(name), name)

@@ -25,6 +25,8 @@ from builder.process import run
 
 ENTRY = "builder.nix.inside"
 NAME = "layerwright-packer"
+_NEVER = frozenset({"builder.sources.nix"})
+"""What layers that no derivation packs would import."""
 _LIBRARIES = ("backports", "debian", "deflate", "packaging", "yaml", "zlib_ng")
 """What the modules import; a test reads their sources."""
 _LEFT_OUT = re.compile(
@@ -49,7 +51,7 @@ def write(folder: Path) -> None:
         place.mkdir(parents=True)
     python = folder / "bin/python"
     _copy(Path(sys.executable).resolve(), python, executable=True)
-    for name in sorted(modules((ENTRY,))):
+    for name in sorted(parts()):
         origin = _path(name)
         inner = Path(*name.split("."))
         _copy(origin, site / (inner / "__init__.py" if origin.name == "__init__.py" else inner.with_suffix(".py")))
@@ -68,10 +70,15 @@ def write(folder: Path) -> None:
 
 def fingerprint() -> str:
     """Another one whenever `write` would make another folder; no content is read but that of our own modules."""
-    ours = {name: Digest.of(_path(name).read_bytes()).hex for name in sorted(modules((ENTRY,)))}
+    ours = {name: Digest.of(_path(name).read_bytes()).hex for name in sorted(parts())}
     folders = [_folder(name) for name in _libraries()]
     stats = [_stat(Path(sys.executable).resolve()), *(_stat(path) for folder in folders for path in _files(folder))]
     return Digest.of(json.dumps([sys.version, ours, stats], sort_keys=True).encode()).hex
+
+
+def parts() -> frozenset[str]:
+    """The modules of ours that packing needs."""
+    return modules((ENTRY,), _NEVER)
 
 
 def _libraries() -> Iterator[str]:
