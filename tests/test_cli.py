@@ -127,6 +127,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["publish", "small.yaml", "docker:x"], "write oci:DIR"),
         (["publish", "small.yaml", "oci:"], "names no folder"),
         (["publish", "small.yaml", "oci:out:a b"], "is no tag"),
+        (
+            ["publish", "small.yaml", "oci://localhost:5000/x"],
+            "hint: write localhost:5000/x for a registry, or oci:DIR",
+        ),
         (["cache", "gc", "--max-size", "many"], "such as 20GB"),
         (["cache", "gcc"], "gcc"),
         (["completion", "csh"], "'bash'"),

@@ -120,6 +120,12 @@ def test_a_model_is_no_image(
     )
 
 
+def test_a_layout_is_no_source_of_a_model(tmp_path: Path) -> None:
+    done = modelworld.inside(["model", "publish", "oci:x:v1", "oci:y:v1"], tmp_path, {"HOME": str(tmp_path)})
+    assert (done.code, done.out) == (1, "")
+    assert "hint: `build model pull oci:x:v1 DIR` makes a folder of a model in a layout; name that\n" in done.err
+
+
 def test_diff(place: str, tmp_path: Path) -> None:
     done = modelworld.inside(
         ["model", "diff", "--exit-code", f"{place}:v1", f"{place}:v2"], tmp_path, {"HOME": str(tmp_path)}

@@ -396,6 +396,16 @@ BAD = [
         '"localhost:5000/models:v1": a model is tagged by its name: write localhost:5000/models',
     ),
     (
+        HEAD + "publish: {to: 'oci://localhost:5000/app'}",
+        "p.yaml:3:15: $.publish.to: expected a destination such as oci:out/app or localhost:5000/app, "
+        'found "oci://localhost:5000/app": a destination has no scheme: write HOST/REPOSITORY:TAG',
+    ),
+    (
+        HEAD + "base: {image: 'oci://localhost:5000/app'}",
+        "p.yaml:3:15: $.base.image: expected an image such as localhost:5000/debian:12 or oci:base/debian:12, "
+        'found "oci://localhost:5000/app": an image has no scheme: write HOST/REPOSITORY:TAG',
+    ),
+    (
         HEAD + "publish: {models: 'oci:out/models:v1'}",
         "p.yaml:3:19: $.publish.models: expected a place such as oci:out/models or localhost:5000/models, found "
         '"oci:out/models:v1": a model is tagged by its name: write oci:out/models',

@@ -27,6 +27,11 @@ class Destination:
     @classmethod
     def parse(cls, text: str) -> Destination:
         """Raises `UsageError` for what is no place."""
+        if text.startswith("oci://"):
+            raise UsageError(
+                f"{text!r}: is a registry meant, or a folder?",
+                hint=f"write {text.removeprefix('oci://')} for a registry, or oci:DIR for a folder",
+            )
         scheme, colon, rest = text.partition(":")
         if colon and scheme == "oci":
             path, tag, digest = _with_path(text, rest, "folder")

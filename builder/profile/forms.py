@@ -155,11 +155,11 @@ StopSignal = Annotated[
     ),
 ]
 _HOST = r"(?:localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+(?=:))(?::[0-9]{1,5})?"
-_PLACE = rf"oci:(?:{_CLEAN}*/)?(?:(?![:/]){_CLEAN})+/?|{_HOST}/[a-z0-9._/-]+"
+_PLACE = rf"oci:(?!//)(?:{_CLEAN}*/)?(?:(?![:/]){_CLEAN})+/?|{_HOST}/[a-z0-9._/-]+"
 Destination = Annotated[
     str,
     Form(
-        rf"oci:{_CLEAN}+|{_HOST}/[a-z0-9._/-]+(?::[A-Za-z0-9_][A-Za-z0-9._-]*)?",
+        rf"oci:(?!//){_CLEAN}+|{_HOST}/[a-z0-9._/-]+(?::[A-Za-z0-9_][A-Za-z0-9._-]*)?",
         "a destination such as oci:out/app or localhost:5000/app",
         advice=_reference_advice,
         local="oci:",
@@ -178,7 +178,7 @@ def bare_form(hint: Any) -> Form:
 BaseImage = Annotated[
     str,
     Form(
-        rf"(?:oci|oci-archive|docker-archive):{_CLEAN}+|"
+        rf"(?:oci|oci-archive|docker-archive):(?!//){_CLEAN}+|"
         rf"{_HOST}/[a-z0-9._/-]+(?::[A-Za-z0-9_][A-Za-z0-9._-]*)?(?:@sha256:[0-9a-f]{{64}})?",
         "an image such as localhost:5000/debian:12 or oci:base/debian:12",
         advice=_image_advice,
