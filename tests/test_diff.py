@@ -134,6 +134,8 @@ def test_packages_wheels_and_locks(world: World, small: Path, environment: dict[
         "image and lock": ("oci:out", later.with_suffix(".lock.json")),
         "lock and image": (small.with_suffix(".lock.json"), f"oci:{later.parent / 'out'}"),
     }
+    told = run(["diff", *places["image and lock"]], small.parent, environment)
+    assert "an image and a lock: packages, wheels and settings are compared, files are not\n" in told.err
     for kind, (a, b) in places.items():
         found = run(["diff", "-q", a, b, "--format", "json"], small.parent, environment).json
         (platform,) = found["platforms"].values()

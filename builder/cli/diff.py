@@ -17,6 +17,7 @@ from builder.differ import (
     Comparison,
     FileChange,
     LayerSide,
+    LockSide,
     PlatformComparison,
     Side,
     VersionChange,
@@ -49,6 +50,8 @@ _SHOWN = 40
 def diff(context: Context, a: str, b: str, exit_code: bool, no_files: bool, everything: bool, form: str) -> int:
     """Compares two sides; returns the exit status."""
     before, after = _side(a, context), _side(b, context)
+    if isinstance(before, LockSide) != isinstance(after, LockSide):
+        context.progress.note("an image and a lock: packages, wheels and settings are compared, files are not")
     with compare(before, after, context.progress, read_layers=not no_files) as comparison:
         if form == "json":
             _print_json(comparison, a, b)
