@@ -118,8 +118,8 @@ def _client(profile: Profile) -> str:
     if not found:
         raise UsageError(
             f"{profile.name}: the image has no client that could pull a model",
-            hint="`build model client -o model-client.pyz`, and add to the profile's files: "
-            "{from: model-client.pyz, to: /opt/model-client.pyz}; or say where it is with --client",
+            hint="`build model client -o build-model-pull.pyz`, and add to the profile's files: "
+            "{from: build-model-pull.pyz, to: /opt/build-model-pull.pyz}; or say where it is with --client",
         )
     return found[0]
 
