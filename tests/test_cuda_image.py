@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-import tarfile
+import subprocess
 from pathlib import Path
 
 import baseimages
@@ -160,8 +160,10 @@ def published(world: World, root: Path, profile: str) -> tuple[Path, dict[str, s
         document = json.loads(blob(document["manifests"][0]["digest"]).read_bytes())
     unpacked.mkdir()
     for layer in document["layers"]:
-        with tarfile.open(blob(layer["digest"])) as archive:
-            archive.extractall(unpacked, filter="tar")
+        # tarfile has filters from Python 3.11.4 on only
+        subprocess.run(
+            ["tar", "--extract", "--gzip", "--file", blob(layer["digest"]), "--directory", unpacked], check=True
+        )
     config = json.loads(blob(document["config"]["digest"]).read_bytes())["config"]
     return unpacked, dict(line.partition("=")[::2] for line in config["Env"]), config.get("Labels", {})
 
