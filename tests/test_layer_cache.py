@@ -255,6 +255,18 @@ def test_settings_that_cannot_be_meant(told: dict[str, str], said: str, tmp_path
         _opened(environment)
 
 
+def test_a_build_goes_on_without_its_cache(small: Path, world: World, expected: str, tmp_path: Path) -> None:
+    """What nobody answers for is packed; that nothing could be sent is no failure of the build, but of `cache fill`."""
+    alone = with_inputs(world, tmp_path / "alone", f"127.0.0.1:{judges.free_port()}", secret=CI)
+    document = alone.publish(small)
+    assert document["digest"] == expected
+    assert all(packed(document).values())
+    assert ["it is left alone from here on" in note for note in document["notes"]] == [True]
+    done = alone.build("cache", "fill", small)
+    assert done.code == 1
+    assert "error: the layer cache was not filled" in done.err
+
+
 def _opened(environment: dict[str, str]) -> None:
     context = Context.from_environment(environment, io.StringIO())
     assert context.settings.cache

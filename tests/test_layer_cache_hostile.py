@@ -13,6 +13,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +135,19 @@ def test_what_is_right_is_taken(mate: Side) -> None:
     assert mate.there() == [True, True]
 
 
+def test_two_builds_of_one_machine_download_once(mate: Side) -> None:
+    """They share the store: one of them waits for what the other one fetches."""
+    with before(mate.at, decide=always({"GET blobs": faultregistry.slow})) as proxy:
+        mate.at = proxy.address
+        with ThreadPoolExecutor(2) as pool:
+            said = list(pool.map(lambda _: mate.pull(), range(2)))
+        digests = [layer.record["layer"]["digest"] for layer in Entry.all_at(proxy.upstream, mate.path)]
+        asked = [request.path for request in proxy.requests("GET blobs")]
+    assert mate.there() == [True, True]
+    assert "2 of 2 missing layers taken" in said[0]
+    assert [sum(digest in path for path in asked) for digest in digests] == [1, 1]
+
+
 MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "artifact type": lambda m: m | {"artifactType": "application/x-other"},
     "config of another type": lambda m: m | {"config": m["config"] | {"mediaType": spec.CONFIG}},
@@ -237,6 +251,7 @@ RECORDS: dict[str, tuple[Callable[[Entry], None], str]] = {
     "list is none": (_listing(b'{"a": 1}'), "list of files"),
     "list of other rows": (_listing(b'[["a", "file", 1]]'), "list of files"),
     "list too deep": (_listing(b"[" * 100_000), "list of files"),
+    "list of nothing, often": (_listing(b"[" + b"[]," * 6_000_000 + b"[]]"), "too many values"),
     "list of NaN": (_listing(b'[["a", "file", 1, NaN, 2]]'), "list of files"),
     "ztoc": (_ztoc(b"no ztoc at all"), "its ztoc"),
     "empty ztoc": (_ztoc(b"\0"), "its ztoc"),

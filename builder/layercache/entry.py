@@ -25,7 +25,8 @@ SIGNATURE = "vnd.layerwright.layer-cache.signature"
 """The annotation of a manifest that tells who signed its record: `NAME:BASE64`."""
 
 MAX_RECORD = 4 << 20
-MAX_LISTING = 256 << 20
+MAX_LISTING = 64 << 20
+_MAX_VALUES = 6_000_000
 _MAX_NUMBER = 1 << 50
 _TITLE = "org.opencontainers.image.title"
 _VERSION = 1
@@ -175,6 +176,10 @@ def check(data: bytes, signature: str, trusted: Sequence[PublicKey]) -> None:
 
 def rows_of(data: bytes) -> None:
     """Raises `LyingCacheError` if this is no list of files as assembling compares them."""
+    if (
+        sum(map(data.count, (b"[", b"{", b","))) > _MAX_VALUES
+    ):  # so that reading it takes no more memory than a large layer's
+        raise LyingCacheError("its list of files has too many values")
     try:
         rows = json.loads(data, parse_constant=_refused)
     except (ValueError, RecursionError) as error:
