@@ -36,15 +36,6 @@ class Machine:
         where = {**os.environ, "NIX_REMOTE": str(self.root / "nix"), "NIX_CONFIG": CONFIG}
         return subprocess.run(arguments, env=where, check=True, capture_output=True, text=True).stdout
 
-    def path(self, name: str) -> Path:
-        """The one path of the store whose name begins so."""
-        (found,) = (
-            path
-            for path in (self.root / "nix/nix/store").iterdir()
-            if path.name[33:].startswith(name) and not path.name.endswith((".drv", ".lock", ".chroot"))
-        )
-        return found
-
 
 @dataclass(frozen=True)
 class Machines:

@@ -66,7 +66,8 @@ def test_a_remote_builder_gives_the_same(nix_machines: Machines) -> None:
 
 def test_packing_outside_of_a_sandbox_is_refused(nix_machines: Machines, built: Machine, tmp_path: Path) -> None:
     """Even where a machine that builds does not do as it is told: the packer sees it by itself."""
-    packer = built.path(runtime.NAME)
+    packer = tmp_path / runtime.NAME
+    runtime.write(packer)
     lock = locks.parse((nix_machines.project / "small.lock.json").read_text(), "lock")
     layer = next(layer for layer in plans.plan(lock).platforms[0].layers if layer.name == "3 wheels")
     attributes = {"outputs": {"out": str(tmp_path / "out")}, "spec": inside.encode(layer, 1 << 20), "inputs": []}
@@ -196,3 +197,31 @@ def test_the_packer_has_what_it_imports(tmp_path: Path) -> None:
     files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     runtime.write(tmp_path / "again")
     assert all((tmp_path / "again" / name).read_bytes() == data for name, data in files.items())
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("import uuid; (out / 'noise').write_text(str(uuid.uuid4()))", "may not be deterministic"),
+        ("import os; os._exit(77)", "exit code 77"),
+    ],
+)
+def test_a_packer_that_is_no_good(
+    nix_machines: Machines, built: Machine, tmp_path: Path, program: str, words: str
+) -> None:
+    """One that makes another thing each time is found by building again, one that ends in the middle leaves nothing behind."""
+    packer = tmp_path / runtime.NAME
+    runtime.write(packer)
+    inner = packer / "site/builder/nix/inside.py"
+    text = inner.read_text()
+    changed = text.replace("    target = Store(out)\n", f"    target = Store(out)\n    out.mkdir()\n    {program}\n")
+    assert changed != text
+    inner.write_text(changed)
+    path = built.nix("nix-store", "--add", str(packer)).strip()
+    known = {"NIX_REMOTE": str(built.root / "nix"), "NIX_CONFIG": CONFIG}
+    where = nix_machines.world.environment(built.root / "cache", **known)
+    done = run(["verify", f"oci:{built.root / 'out'}", "--engine", "nix", "--nix-packer", path], built.root, where)
+    assert done.code == 1
+    assert words in done.err
+    assert "3-wheels" in done.err
+    assert built("assemble", "--engine", "nix", "--nix-floor", "0").digest == nix_machines.digest
