@@ -185,7 +185,8 @@ def test_every_path_is_in_one_layer(count: int, most: int, chance: random.Random
     assert sorted(item for group in groups for item in group) == sorted(paths)
     chance.shuffle(paths)
     assert closure.layers(paths, most) == groups
-    assert all(sum(item.size for item in group) >= closure.FLOOR for group in groups[:-1] if len(group) == 1)
+    small = [group for group in groups[:-1] if sum(item.size for item in group) < closure.FLOOR]
+    assert len(small) <= 1  # the one that was gathered last
 
 
 def test_three_thousand_paths_that_all_need_one_another() -> None:

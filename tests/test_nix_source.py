@@ -204,7 +204,7 @@ BAD = {
     "the registry's name": ("[nixpkgs#hello]", "there is no such file", "or write flake:nixpkgs#hello for what Nix's"),
     "an empty folder": ("[empty]", "there is neither flake.nix nor default.nix in it", ""),
     "no such attribute": ("[default.nix#nothing]", "attribute 'nothing' in selection path 'nothing' not found", ""),
-    "an attribute that is no derivation": ("['text.nix']", "does not evaluate to a derivation", ""),
+    "an attribute that is no derivation": ("['text.nix']", "nix: text.nix: ", "it is Nix that says so"),
     "what does not parse": ("[broken.nix]", "syntax error", "it is Nix that says so"),
     "what does not build": ("[fails.nix]", "failed to produce output path", ""),
     "a path that nobody has": (

@@ -9,7 +9,7 @@ from typing import Any
 
 from builder import documents
 from builder import plan as plans
-from builder.lock import Lock
+from builder.lock import Lock, LockedNix
 from builder.oci import config
 from builder.oci.companions import models
 from builder.oci.content import Source
@@ -105,6 +105,15 @@ def lock_side(lock: Lock) -> LockSide:
     dropped = {
         name: {wheel.name: list(wheel.drop) for wheel in item.wheels if wheel.drop} for name, item in platforms.items()
     }
+    if any(locked.nix for locked in platforms.values()):
+        values["nix"] = {
+            name: {
+                "references": {root.source: list(root.outputs) for root in locked.nix.roots},
+                "paths": _paths(locked.nix),
+            }
+            for name, locked in platforms.items()
+            if locked.nix
+        }
     if any(dropped.values()):
         values["left out of wheels"] = dropped
     return LockSide(
@@ -119,6 +128,14 @@ def lock_side(lock: Lock) -> LockSide:
         files,
         {"lock": values},
     )
+
+
+def _paths(nix: LockedNix) -> Mapping[str, str]:
+    """The paths of a closure by their names without hashes."""
+    found: dict[str, list[str]] = {}
+    for path in nix.paths:
+        found.setdefault(path.name[33:], []).append(path.name[:32])
+    return {name: " ".join(hashes) for name, hashes in found.items()}
 
 
 def profile_side(profile: Profile, lock: Lock | None) -> LockSide:

@@ -60,9 +60,10 @@ def expressions(folder: Path, item: Nix) -> str:
     path = folder / item.local[0]
     top = path if path.is_dir() else path.parent
     rows = []
-    for found in sorted(_expressions(top), key=lambda each: each.as_posix().encode()):
+    for found in sorted(_expressions(top), key=os.fsencode):
         try:
-            rows.append([found.relative_to(top).as_posix(), hashlib.sha256(found.read_bytes()).hexdigest()])
+            name = os.fsencode(found.relative_to(top)).decode(errors="backslashreplace")
+            rows.append([name, hashlib.sha256(found.read_bytes()).hexdigest()])
         except OSError as error:
             raise BuilderError(f"nix: {found}: {error.strerror}", hint="correct `nix` in the profile") from error
         if len(rows) > _MAX_EXPRESSIONS:
