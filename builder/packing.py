@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder.baseimage import LockedFolder
 from builder.errors import BuilderError, HostileInputError, StaleLockError, StoreError
 from builder.image import BuiltLayer
 from builder.layers.merge import Origin, merge
@@ -159,14 +160,14 @@ class Packer:
         if isinstance(layer, NixLayer):
             from builder.sources import nix
 
-            return nix.entries(layer, store)
+            return _owned(nix.entries(layer, store), layer.folders)
         if isinstance(layer, EnvironmentLayer):
             from builder.sources import system
 
             return merge([Origin("the environment", system.skeleton(layer.executable, layer.python))])
         assert isinstance(layer, FilesLayer)
         origins = [*local.origins(self.folder.root, layer.files), *(self._rendered(item) for item in layer.templates)]
-        return _owned(merge(origins), layer)
+        return _owned(merge(origins), layer.folders)
 
     def _rendered(self, template: LockedTemplate) -> Origin:
         data = self.folder.text(template)
@@ -187,9 +188,9 @@ def _is(text: bytes, template: LockedTemplate) -> bool:
     return Digest.of(text).hex == template.sha256
 
 
-def _owned(entries: Sequence[Entry], layer: FilesLayer) -> tuple[Entry, ...]:
+def _owned(entries: Sequence[Entry], as_below: Sequence[LockedFolder]) -> tuple[Entry, ...]:
     """The entries, with folders as the base image has them."""
-    folders = {folder.real.lstrip("/"): folder for folder in layer.folders}
+    folders = {folder.real.lstrip("/"): folder for folder in as_below}
     return tuple(
         replace(entry, mode=int(folder.mode, 8), uid=folder.uid, gid=folder.gid)
         if entry.kind is Kind.DIR and (folder := folders.get(entry.path))

@@ -119,12 +119,13 @@ class LinksLayer:
 
 @dataclass(frozen=True)
 class NixLayer:
-    """Paths of a Nix store, or links into some."""
+    """Paths of a Nix store, or links into some; `folders` are those of the base image that they go into."""
 
     name: str
     key: Digest
     paths: tuple[LockedNixPath, ...]
     links: tuple[LockedNixLink, ...] = ()
+    folders: tuple[LockedFolder, ...] = ()
 
 
 Layer = NixLayer | BaseLayer | EnvironmentLayer | SystemLayer | WheelLayer | LinksLayer | FilesLayer
@@ -256,13 +257,15 @@ def base_layers(image: LockedImage) -> list[BaseLayer]:
 
 def _nix(format_: int, nix: LockedNix, image: LockedImage | None) -> list[NixLayer]:
     """The closure, what many need first, and the links last: paths that images have in common stay layers in common."""
-    below = len(image.layers) if image else 0
+    below, folders = (len(image.layers), image.folders) if image else (0, ())
+    store = tuple(folder for folder in folders if folder.real in ("/nix", "/nix/store"))
     groups = closure.layers(nix.paths, max(1, min(closure.MOST_LAYERS, _MAX_LAYERS - below)))
     layers = [
         NixLayer(
             f"nix {group[0].name[33:]}" if len(group) == 1 else f"{len(group)} nix paths",
-            _key(format_, "nix", {"paths": [[path.name, path.sha256] for path in sorted(group)]}),
+            _key(format_, "nix", {"paths": [[path.name, path.sha256] for path in sorted(group)]} | _owners(store)),
             tuple(sorted(group)),
+            folders=store,
         )
         for group in groups
     ]
@@ -270,8 +273,8 @@ def _nix(format_: int, nix: LockedNix, image: LockedImage | None) -> list[NixLay
     if image:
         links = [replace(link, to=image.place(link.to)) for link in links]
     if links:
-        parts = {"links": [[link.to, link.target] for link in sorted(links)]}
-        layers.append(NixLayer("nix links", _key(format_, "nix", parts), (), tuple(sorted(links))))
+        parts = {"links": [[link.to, link.target] for link in sorted(links)]} | _owners(folders)
+        layers.append(NixLayer("nix links", _key(format_, "nix", parts), (), tuple(sorted(links)), folders))
     return layers
 
 
@@ -358,9 +361,12 @@ def _files(
         "files": [[file.to, file.mode, file.sha256, file.size, file.target] for file in files],
         "templates": [[template.to, template.mode, template.sha256, template.size] for template in templates],
     }
-    if folders:
-        parts["folders"] = [[folder.real, folder.mode, folder.uid, folder.gid] for folder in folders]
-    return FilesLayer(name, _key(format_, "files", parts), files, templates, folders)
+    return FilesLayer(name, _key(format_, "files", parts | _owners(folders)), files, templates, folders)
+
+
+def _owners(folders: Sequence[LockedFolder]) -> dict[str, object]:
+    rows = [[folder.real, folder.mode, folder.uid, folder.gid] for folder in folders]
+    return {"folders": rows} if rows else {}
 
 
 def _key(format_: int, kind: str, parts: Mapping[str, object]) -> Digest:

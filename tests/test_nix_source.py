@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import baseimages
 import judges
 import nixworld
 import pytest
@@ -349,3 +351,37 @@ def test_cuda_that_wheels_have_too() -> None:
     found = nixpaths.report({f"{'0' * 32}-cuda_cudart-12.4": nodes}, root)
     assert [(item.kind, item.size) for item in found] == [("twice", 7), ("driver-path", 0)]
     assert owner in found[0].what
+
+
+def test_on_top_of_an_image(copy: Path) -> None:
+    """Folders that the image has stay as it has them: those of Nix's own images are writable for its builders."""
+    store = [baseimages.folder("nix"), baseimages.folder("nix/store", 0o1775, 0, 30000)]
+    own = [baseimages.folder("srv/tools", 0o750, 7, 8), baseimages.link("opt/tools", "../srv/tools")]
+    baseimages.layout(copy / "base", [[*baseimages.debian(), *store, *own]])
+    (copy / "top.yaml").write_text(
+        "profile: 1\nname: top\nbase: {image: 'oci:base:base'}\nplatforms: [linux/amd64]\n"
+        "nix: [{from: default.nix#app, links: {/opt/tools: bin}}]\n"
+    )
+    done = build(copy, ["publish", "top.yaml", "oci:out"])
+    assert done.code == 0, done.err
+    image = json.loads(
+        subprocess.check_output([str(judges.require("skopeo")), "inspect", "--raw", f"oci:{copy}/out:latest"])
+    )
+    layers = image.get("layers") or _layers(copy, image)
+    found: dict[str, tarfile.TarInfo] = {}
+    for layer in layers[1:]:
+        with tarfile.open(copy / "out/blobs/sha256" / layer["digest"][7:]) as tar:
+            found |= {member.name: member for member in tar}
+    assert [(found[name].mode, found[name].uid, found[name].gid) for name in ("nix", "nix/store", "srv/tools")] == [
+        *((0o755, 0, 0), (0o1775, 0, 30000), (0o750, 7, 8))
+    ]
+    assert found["srv/tools/app-1.2"].issym()
+    assert not any(name.startswith("opt") for name in found)
+    assert build(copy, ["verify", "oci:out"]).code == 0
+
+
+def _layers(root: Path, index: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of the first image of an index."""
+    digest = index["manifests"][0]["digest"]
+    found: list[dict[str, Any]] = json.loads((root / "out/blobs/sha256" / digest[7:]).read_bytes())["layers"]
+    return found
