@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import judges
+import nixworld
 import pytest
 from cacheworld import PATH, Builder, Entry, packed, with_inputs
 from world import PROFILE, Real, World, run
@@ -203,6 +204,24 @@ def test_several_platforms(plain: str, both: Real, world: World, tmp_path: Path)
     taken = Builder(world, tmp_path / "mate", plain, trust=(CI,)).publish(both.profile)
     assert taken["digest"] == both.digest
     assert len(taken["platforms"]) == 2
+
+
+def test_a_profile_with_nix_is_built_where_there_is_none(plain: str, world: World, tmp_path: Path) -> None:
+    """Layers of Nix's closures are in the cache, too, so that who only publishes needs no Nix."""
+    judges.require("nix")
+    root = tmp_path / "project"
+    root.mkdir()
+    nixworld.maker(root)
+    profile = root / "tools.yaml"
+    profile.write_text("profile: 1\nname: tools\nnix: [./default.nix#app]\n")
+    ci = Builder(world, tmp_path / "ci", plain, secret=CI, more=nixworld.environment(root))
+    first = ci.publish(profile)
+    assert "layers sent" in first["notes"][-1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    taken = Builder(world, tmp_path / "mate", plain, trust=(CI,), more={"PATH": str(empty)}).publish(profile)
+    assert taken["digest"] == first["digest"]
+    assert not any(packed(taken).values())
 
 
 def test_two_machines_that_pack_other_bytes_are_told(plain: str, small: Path, world: World, tmp_path: Path) -> None:
