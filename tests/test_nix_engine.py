@@ -17,8 +17,12 @@ from world import run
 
 from builder import lock as locks
 from builder import plan as plans
+from builder.errors import HostileInputError
 from builder.nix import inside, runtime
-from builder.nix.engine import name_of, safe
+from builder.nix.engine import name_of, safe, take
+from builder.nix.program import NixError
+from builder.oci.digest import Digest
+from builder.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +229,48 @@ def test_a_packer_that_is_no_good(
     assert words in done.err
     assert "3-wheels" in done.err
     assert built("assemble", "--engine", "nix", "--nix-floor", "0").digest == nix_machines.digest
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        ("", "there is no layer in it"),
+        ('{"objects": []}', "cannot be read"),
+        ('{"objects": 5}', "cannot be read"),
+        ('{"objects": [{}]}', "cannot be read"),
+        (json.dumps({"objects": [f"sha256:{0:064}"]}), "there is no layer in it"),
+        (json.dumps({"objects": [str(Digest.of(b"a layer"))]}), "not complete"),
+        ("[" * 100_000, "there is no layer in it"),
+        ("\xff", "there is no layer in it"),
+    ],
+)
+def test_outputs_that_lie(tmp_path: Path, lie: str, words: str) -> None:
+    layer = _layer()
+    theirs = Store(tmp_path / "theirs")
+    theirs.put(b"a layer")
+    place = theirs.root / "records/layer" / layer.key.hex
+    place.parent.mkdir(parents=True)
+    place.write_bytes(lie.encode("latin-1"))
+    store = Store(tmp_path / "ours")
+    with pytest.raises(NixError, match=words) as caught:
+        take(theirs.root, [layer], 1 << 20, store)
+    assert "nix-store --verify" in str(caught.value.hint)
+    assert store.record("layer", layer.key.hex) is None
+
+
+def test_objects_that_are_not_what_their_names_say(tmp_path: Path) -> None:
+    layer = _layer()
+    theirs, blob = Store(tmp_path / "theirs"), Digest.of(b"a layer")
+    theirs.put(b"a layer")
+    for kind, key in inside.records(layer, blob, 1 << 20):
+        theirs.put_record(kind, key, {"objects": [str(blob)], "size": 7})
+    theirs.path(blob).chmod(0o644)
+    theirs.path(blob).write_bytes(b"another")
+    with pytest.raises(HostileInputError, match="the bytes are those of"):
+        take(theirs.root, [layer], 1 << 20, Store(tmp_path / "ours"))
+    assert not Store(tmp_path / "ours").has(blob)
+
+
+def _layer() -> plans.Layer:
+    data = Path(__file__).parent / "data/real.lock.json"
+    return plans.plan(locks.parse(data.read_text(), "real")).platforms[0].layers[0]

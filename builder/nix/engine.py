@@ -25,6 +25,7 @@ FLOOR = 1 << 20
 VERSION = 1
 _FORBIDDEN = re.compile(r"[^0-9A-Za-z+\-_?=.]+")
 _PREFIX = "key-"
+_REPAIR = "`nix-store --verify --check-contents --repair` mends a store, `nix-store --delete` has it built again"
 Ensure = Callable[[Iterable[LockedFile]], None]
 
 
@@ -185,21 +186,19 @@ def take(folder: Path, layers: Sequence[Layer], span_size: int, store: Store) ->
     of `layers` it is."""
     theirs = Store(folder)
     layer = next((layer for layer in layers if theirs.record("layer", layer.key.hex)), None)
-    record = theirs.record("layer", layer.key.hex) if layer else None
-    if layer is None or record is None:
-        raise NixError(
-            f"{folder}: there is no layer in it", hint="`nix-store --verify --check-contents --repair` mends a store"
-        )
-    blob = Digest.parse(record["objects"][0])
-    for kind, key in reversed(records(layer, blob, span_size)):  # the layer's last: it leads to all others
-        found = theirs.record(kind, key)
-        if found is None:
-            raise NixError(
-                f"{folder}: the layer is not complete", hint="remove it with `nix-store --delete`, and build again"
-            )
-        for digest in map(Digest.parse, found["objects"]):
-            _adopt(theirs.path(digest), digest, store)
-        store.put_record(kind, key, found)
+    if layer is None:
+        raise NixError(f"{folder}: there is no layer in it", hint=_REPAIR)
+    try:
+        blob = Digest.parse((theirs.record("layer", layer.key.hex) or {})["objects"][0])
+        for kind, key in reversed(records(layer, blob, span_size)):  # the layer's last: it leads to all others
+            found = theirs.record(kind, key)
+            if found is None:
+                raise NixError(f"{folder}: the layer is not complete", hint=_REPAIR)
+            for digest in map(Digest.parse, found["objects"]):
+                _adopt(theirs.path(digest), digest, store)
+            store.put_record(kind, key, found)
+    except (LookupError, TypeError, ValueError) as error:
+        raise NixError(f"{folder}: what it says of the layer cannot be read: {error}", hint=_REPAIR) from error
     return layer
 
 
@@ -211,8 +210,5 @@ def _adopt(path: Path, digest: Digest, store: Store) -> None:
         with copy.open("rb") as file:
             found = hash_of(file.fileno())
         if found != digest:
-            raise HostileInputError(
-                f"{path}: the bytes are those of {found}",
-                hint="`nix-store --verify --check-contents --repair` mends a store",
-            )
+            raise HostileInputError(f"{path}: the bytes are those of {found}", hint=_REPAIR)
         store.adopt(copy, digest)
