@@ -148,9 +148,9 @@ def test_the_profiles_own_files_count(small_cuda: World, tmp_path: Path) -> None
     cuda = json.loads(path.with_suffix(".lock.json").read_text())["platforms"][0]["cuda"]
     assert cuda["flavour"] == "base"
     assert cuda["reasons"] == ["libcudart.so.13: needed by /usr/lib/own/libown.so (own files), brought by nothing else"]
-    libraries = run(["plan", path, "--findings", "--format", "json"], tmp_path, environ).json["linux/amd64"][
-        "libraries"
-    ]
+    libraries = run(["plan", path, "--findings", "--format", "json"], tmp_path, environ).json["platforms"][
+        "linux/amd64"
+    ]["libraries"]
     assert ("own files", "libcudart.so.13") in {(item["of"], item["needs"]) for item in libraries}
 
 
@@ -199,8 +199,10 @@ def test_a_plan_says_what_is_found_and_where(small_cuda: World, tmp_path: Path) 
         "LD_LIBRARY_PATH",
     ]
     assert "findings: none" in full.out
-    document = run(["plan", path, "--findings", "--minimal", "--format", "json"], tmp_path, environ).json["linux/amd64"]
-    assert set(document) == {"layers", "findings", "libraries", "savings"}
+    document = run(["plan", path, "--findings", "--minimal", "--format", "json"], tmp_path, environ).json["platforms"][
+        "linux/amd64"
+    ]
+    assert set(document) == {"layers", "gpu", "findings", "libraries", "savings"}
     assert {
         "file": f"/{SITE}/loses_wheels/_ext.cpython-311-x86_64-linux-gnu.so",
         "of": "loses-wheels 1.0",
@@ -210,7 +212,10 @@ def test_a_plan_says_what_is_found_and_where(small_cuda: World, tmp_path: Path) 
         "from": "nvidia-cublas 13.4.0.1",
         "how": "LD_LIBRARY_PATH",
     } in document["libraries"]
-    assert isinstance(run(["plan", path, "--format", "json"], tmp_path, environ).json["linux/amd64"], list)
+    assert set(run(["plan", path, "--format", "json"], tmp_path, environ).json["platforms"]["linux/amd64"]) == {
+        "layers",
+        "gpu",
+    }
 
 
 def test_a_plan_of_what_cannot_run(small_cuda: World, tmp_path: Path) -> None:
@@ -262,11 +267,11 @@ def test_what_a_base_image_and_the_wheels_bring_both(small_cuda: World, cuda_ima
     path = on_image(tmp_path, cuda_image, "finds-wheels")
     assert run(["lock", path], tmp_path, environ).code == 0
     done = run(["plan", path, "--findings", "--format", "json"], tmp_path, environ)
-    found = {item["kind"]: item for item in done.json["linux/amd64"]["findings"]}
+    found = {item["kind"]: item for item in done.json["platforms"]["linux/amd64"]["findings"]}
     assert set(found) == {"own-cuda", "shadowed", "damaged"}  # its C library is no real one
     assert found["own-cuda"]["size"] > 300_000
     assert "2 libraries of the base image are there twice" in found["own-cuda"]["what"]
-    shadowed = [item for item in done.json["linux/amd64"]["findings"] if item["kind"] == "shadowed"]
+    shadowed = [item for item in done.json["platforms"]["linux/amd64"]["findings"] if item["kind"] == "shadowed"]
     assert [item["what"] for item in shadowed] == [
         f"{name}: /usr/local/cuda-13.2/lib64/{name} takes the place of nvidia/cu13/lib/{name} for 1 file"
         for name in ("libcublas.so.13", "libcublasLt.so.13")

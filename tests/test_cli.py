@@ -203,7 +203,7 @@ def test_assemble_gives_what_publish_gives(small: Path, environment: dict[str, s
 
 def test_plan_as_table_and_json(world: World, small: Path, environment: dict[str, str], tmp_path: Path) -> None:
     document = run(["plan", small, "--format", "json"], tmp_path, environment).json
-    layers = document["linux/amd64"]
+    layers = document["platforms"]["linux/amd64"]["layers"]
     assert [layer["name"] for layer in layers] == ["debian bookworm", "3 wheels", "files"]
     for layer in layers:
         assert layer["size"] == sum(part["size"] for part in layer["inputs"])
@@ -212,7 +212,10 @@ def test_plan_as_table_and_json(world: World, small: Path, environment: dict[str
     assert {part["name"] for part in layers[1]["inputs"]} == {"alpha 1.0", "beta 1.1", "gamma 3.0"}
     fresh = world.environment(tmp_path / "cache", LAYERWRIGHT_OFFLINE="1")
     assert [
-        layer["blob"] for layer in run(["plan", small, "--format", "json"], tmp_path, fresh).json["linux/amd64"]
+        layer["blob"]
+        for layer in run(["plan", small, "--format", "json"], tmp_path, fresh).json["platforms"]["linux/amd64"][
+            "layers"
+        ]
     ] == [None] * 3
     assert not (tmp_path / "cache").exists()
     table = run(["plan", small], tmp_path, fresh)

@@ -222,7 +222,7 @@ def test_images_with_and_without_python_share_layers(cuda: World, tmp_path: Path
         environ = cuda.environment(cuda.root / "cache")
         assert run(["lock", path], root, environ).code == 0
         plan = run(["plan", "--format", "json", path], root, environ).json
-        digests.append({layer["name"]: layer["key"] for layer in plan["linux/amd64"]})
+        digests.append({layer["name"]: layer["key"] for layer in plan["platforms"]["linux/amd64"]["layers"]})
     assert digests[0]["cuda 13.2"] == digests[1]["cuda 13.2"]
 
 

@@ -132,7 +132,7 @@ def test_the_plan_shows_it(gpu_world: World, published: Path) -> None:
         "GPUs: sm_80, sm_86, sm_89, sm_90 natively; sm_120, sm_121 compiled by the driver; driver 525.60.13 or later"
     )
     document = run(["plan", "kernels.yaml", "--format", "json"], published, environ).json
-    assert document["gpu"] == {"linux/amd64": contract(published)}
+    assert document["platforms"]["linux/amd64"]["gpu"] == contract(published)
 
 
 ANSWERS = {
@@ -171,7 +171,7 @@ def test_inspect_answers_programs(gpu_world: World, published: Path) -> None:
     argv = ["inspect", "oci:out", "--gpu", "sm_75", "--format", "json"]
     done = run(argv, published, gpu_world.environment(gpu_world.root / "cache"))
     assert done.code == 3
-    answer = json.loads(done.out)["linux/amd64"]
+    answer = json.loads(done.out)["platforms"]["linux/amd64"]
     assert (answer["support"], answer["lacking"]["gpu-two"]) == ("none", ["sm_80", "sm_90", "sm_120"])
 
 

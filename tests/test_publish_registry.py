@@ -155,7 +155,7 @@ def test_a_killed_publish_goes_on(plain: str, small: Path, world: World, tmp_pat
 
 def _blobs_of(address: str, small: Path, cwd: Path, environment: dict[str, str]) -> int:
     """How many blobs of the image are in the repository `killed`."""
-    plan = run(["plan", small, "--format", "json"], cwd, environment).json["linux/amd64"]
+    plan = run(["plan", small, "--format", "json"], cwd, environment).json["platforms"]["linux/amd64"]["layers"]
     found = 0
     for layer in plan:
         argv = [str(judges.require("crane")), "blob", "--insecure", f"{address}/killed@{layer['blob']['digest']}"]

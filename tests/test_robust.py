@@ -293,8 +293,8 @@ def objects_by_size(root: Path, size: int) -> list[Path]:
 
 def blob_of(small: Path, environment: dict[str, str], name: str) -> Path:
     """The blob of a layer in the store."""
-    (layers,) = run(["plan", "--format", "json", small], small.parent, environment).json.values()
-    (digest,) = [layer["blob"]["digest"] for layer in layers if layer["name"] == name]
+    (planned,) = run(["plan", "--format", "json", small], small.parent, environment).json["platforms"].values()
+    (digest,) = [layer["blob"]["digest"] for layer in planned["layers"] if layer["name"] == name]
     return Store(Path(environment["XDG_CACHE_HOME"]) / "layerwright").path(Digest.parse(digest))
 
 

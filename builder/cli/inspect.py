@@ -65,7 +65,8 @@ def inspect(context: Context, ref: str, gpu: str | None, form: str) -> int:
 
 def _gpu(answers: Sequence[Answer], form: str) -> int:
     if form == "json":
-        click.echo(json.dumps({item.platform: item.document() for item in answers}, indent=2, ensure_ascii=False))
+        document = {"platforms": {item.platform: item.document() for item in answers}}
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         for item in answers:
             click.echo(item.text())

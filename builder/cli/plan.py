@@ -60,14 +60,15 @@ def plan(context: Context, profile: Path, findings: bool, minimal: bool, relock:
     contracts = {item.platform: item.gpu for item in lock.platforms if item.gpu}
     examined = dict(_examined(work, lock, fetch=findings or minimal)) if form == "text" or findings or minimal else {}
     if form == "json":
-        document: dict[str, Any] = {
-            str(item.platform): [_document(layer, known.get(layer)) for layer in item.layers]
+        platforms: dict[str, Any] = {
+            str(item.platform): {"layers": [_document(layer, known.get(layer)) for layer in item.layers]}
             for item in planned.platforms
         }
+        for platform, contract in contracts.items():
+            platforms[str(platform)]["gpu"] = documents.dump(contract)
         for name, found in examined.items():
-            document[name] = {"layers": document[name], **found.document(findings, minimal)}
-        if contracts:
-            document["gpu"] = {str(platform): documents.dump(found) for platform, found in contracts.items()}
+            platforms[name] |= found.document(findings, minimal)
+        document: dict[str, Any] = {"platforms": platforms}
         if lock.models:
             document["models"] = [_model(model) for model in lock.models]
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
