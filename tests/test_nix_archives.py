@@ -158,13 +158,13 @@ def _name(number: int) -> str:
 
 
 def test_layers_begin_with_what_many_need() -> None:
-    """5 needs 4 and 3, 4 needs 2, 3 and 2 need 1; 6 stands alone."""
+    """1 needs 2 and 3, 2 needs 4, 4 and 3 need 5; 6 stands alone. Names go the other way."""
     big = closure.FLOOR
-    paths = [path(1, big), path(2, 5, 1), path(3, big + 1, 1), path(4, 7, 2), path(5, 9, 3, 4), path(6, 11)]
-    assert closure.popularity(paths) == {_name(1): 4, _name(2): 2, _name(3): 1, _name(4): 1, _name(5): 0, _name(6): 0}
+    paths = [path(5, big), path(4, 5, 5), path(3, big + 1, 5), path(2, 7, 4), path(1, 9, 3, 2), path(6, 11)]
+    assert closure.popularity(paths) == {_name(5): 4, _name(4): 2, _name(2): 1, _name(3): 1, _name(1): 0, _name(6): 0}
     groups = [[int(item.name[:32]) for item in group] for group in closure.layers(paths)]
-    assert groups == [[1], [2, 4, 5, 6], [3]]
-    assert [[int(item.name[:32]) for item in group] for group in closure.layers(paths, 2)] == [[1], [2, 4, 5, 6, 3]]
+    assert groups == [[5], [4, 2, 1, 6], [3]]
+    assert [[int(item.name[:32]) for item in group] for group in closure.layers(paths, 2)] == [[5], [4, 2, 1, 6, 3]]
     assert [len(group) for group in closure.layers(paths, 1)] == [6]
     assert closure.layers([]) == ()
 
