@@ -65,6 +65,7 @@ def test_a_remote_builder_gives_the_same(nix_machines: Machines) -> None:
     done = machine("assemble", "--engine", "nix", "--max-jobs", "0", "--builders", builder)
     assert done.digest == nix_machines.digest
     assert f"3 wheels: built on ssh-ng://localhost?remote-store={far}" in done.err
+    assert "here" not in done.err
     assert any(path.name.endswith("3-wheels") or "3-wheels-" in path.name for path in (far / "nix/store").iterdir())
 
 

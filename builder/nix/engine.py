@@ -74,7 +74,6 @@ class Engine:
         """The store paths of layers, in no order, held by links in `folder` as long as that is there: with `image`, the
         one path that refers to all of them, with `cached`, of those layers alone that need not be built."""
         self.nix.check()
-        assert self.nix.root
         names = {name_of(layer): layer for layer in chosen}
         plan = folder / "plan.json"
         document = document_of("image", chosen, span_size, self.runtime(store))
@@ -133,16 +132,19 @@ class Engine:
 
 
 class _Told:
-    """Says once of every layer where it comes from."""
+    """Says of every layer where it comes from. Machines tell of what they build, too, as of something built on themselves."""
 
     def __init__(self, names: Mapping[str, str], note: Callable[[str], None]) -> None:
         self._names, self._note = names, note
+        self._far: set[str] = set()
 
-    def __call__(self, name: str, place: str) -> None:
-        if name in self._names:
-            from_cache = "://" in place and not place.startswith("ssh")
-            words = f"from {place}" if from_cache else f"built on {place}" if place else "built here"
-            self._note(f"nix: {self._names[name]}: {words}")
+    def __call__(self, name: str, place: str, *, cached: bool) -> None:
+        if name not in self._names or (not place and name in self._far):
+            return
+        if place and not cached:
+            self._far.add(name)
+        words = f"from {place}" if cached else f"built on {place}" if place else "built here"
+        self._note(f"nix: {self._names[name]}: {words}")
 
 
 def engine_file() -> Path:

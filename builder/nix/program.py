@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from builder.errors import BuilderError, ToolError
@@ -47,6 +47,12 @@ _REMEDIES = (
 )
 
 
+class Where(Protocol):
+    """Is told the name of a derivation and the machine that builds it ("" for this one), or the cache that it comes from."""
+
+    def __call__(self, name: str, place: str, *, cached: bool) -> None: ...
+
+
 class NixError(ToolError):
     """Nix is missing, too old, or failed."""
 
@@ -60,11 +66,13 @@ class Nix:
     note: Callable[[str], None] = field(default=lambda _: None)
 
     def check(self) -> None:
-        """Raises `NixError` unless there is a Nix that is new enough."""
+        """Raises `NixError` unless there is a Nix that is new enough, whose store is on this machine."""
         text = run(["nix", "--version"], env=self.environ, hint=_INSTALL).decode(errors="replace")
         found = re.search(r"(\d+)\.(\d+)(\S*)\s*$", text)
         if not found or (int(found[1]), int(found[2])) < OLDEST:
             raise NixError(f"{text.strip() or 'nix'}: too old", hint=_INSTALL)
+        if not self.root.is_absolute():
+            raise NixError(f"NIX_REMOTE: {self.root} is not an absolute folder", hint="NIX_REMOTE=/absolute/folder")
 
     @property
     def root(self) -> Path:
@@ -117,7 +125,7 @@ class Nix:
                 names.append(_name(line.strip()))
         return tuple(names)
 
-    def build(self, arguments: Sequence[str], where: Callable[[str, str], None]) -> tuple[str, ...]:
+    def build(self, arguments: Sequence[str], where: Where) -> tuple[str, ...]:
         """Builds and gives the outputs' store paths; `where` is told the name of every derivation and which machine or cache
         it comes from, as that begins."""
         log = _Log(where, self.note)
@@ -145,7 +153,7 @@ class Nix:
 class _Log:
     """Nix's log as JSON, a line at a time (its `internal-json`); what is unknown is passed over."""
 
-    def __init__(self, where: Callable[[str, str], None], note: Callable[[str], None]) -> None:
+    def __init__(self, where: Where, note: Callable[[str], None]) -> None:
         self._where, self._note = where, note
         self._errors: list[str] = []
         self._activities: dict[int, tuple[str, str]] = {}
@@ -162,7 +170,7 @@ class _Log:
                 kind in (_BUILD, _SUBSTITUTE)
             ):
                 self._activities[number] = _name(path), place
-                self._where(_name(path), place)
+                self._where(_name(path), place, cached=kind == _SUBSTITUTE)
             case {"action": "result", "type": 101, "id": int(number), "fields": [str(text), *_]} if text.startswith(
                 MARK
             ):
