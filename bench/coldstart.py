@@ -220,13 +220,18 @@ def link(rate: str) -> Iterator[None]:
         [*ip, "link", "set", "lo", "up"],
         ["tc", "qdisc", "add", "dev", _OUT, "root", "tbf", "rate", rate, "burst", "512k", "latency", "100ms"],
     ]
+    _unlink()  # what a run that was killed left
     try:
         for command in commands:
             subprocess.run(command, check=True)
         yield
     finally:
-        subprocess.run(["ip", "netns", "del", _SPACE], check=False)
-        subprocess.run(["ip", "link", "del", _OUT], check=False, stderr=subprocess.DEVNULL)
+        _unlink()
+
+
+def _unlink() -> None:
+    for command in (["ip", "netns", "del", _SPACE], ["ip", "link", "del", _OUT]):
+        subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
 
 
 @contextmanager
