@@ -58,7 +58,13 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
         settings = context.settings
         settings = replace(settings, offline=offline or settings.offline, jobs=jobs or settings.jobs)
         progress = Silent() if quiet else context.progress
-        return function(replace(context, settings=settings, progress=progress), **others)
+        context = replace(context, settings=settings, progress=progress)
+        try:
+            return function(context, **others)
+        except KeyboardInterrupt:
+            if "store" in vars(context):
+                context.store.abandon()
+            raise
 
     for option in reversed(_COMMON):
         wrapped = option(wrapped)

@@ -22,6 +22,8 @@ from builder.store import locks
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _READ = 4 << 20
+_OURS = f"{os.urandom(4).hex()}-"
+"""How the names of temporary files of this process, and of those that it forks, begin."""
 WORKSPACE = ".d"
 """What the name of a workspace has after that of the file that holds its lock."""
 
@@ -112,6 +114,12 @@ class Store:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Removes all temporary files of this process: it was interrupted, maybe between making one and knowing of it."""
+        with suppress(OSError):
+            for path in list((self.root / "tmp").glob(f"{_OURS}*")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def adopt(self, path: Path, digest: Digest) -> None:
         """A finished file of this store's file system appears under its digest, and no longer under `path`.
@@ -226,7 +234,7 @@ class Store:
         directory = self.root / "tmp"
         directory.mkdir(parents=True, exist_ok=True)
         while True:
-            descriptor, name = tempfile.mkstemp(dir=directory)
+            descriptor, name = tempfile.mkstemp(dir=directory, prefix=_OURS)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if locks.is_same_file(descriptor, Path(name)):  # else gc removed it before it was locked
