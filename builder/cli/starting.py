@@ -30,16 +30,6 @@ STATE = Path("/var/lib/layerwright/starts")
 """Where stacks keep what they have, unless told otherwise."""
 
 
-state_option = click.option(
-    "--state",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=STATE,
-    show_default=True,
-    help="Where the stack keeps what it has, for as long as it runs.",
-)
-
-
 @dataclass(frozen=True)
 class Options:
     """What all these verbs are given."""
@@ -77,7 +67,14 @@ _OPTIONS = (
     click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable for the program."),
     click.option("--gpus", default="", metavar="N,...", help="The GPUs that the program gets, by their numbers."),
     click.option("--platform", default=None, help="The platform to start.  [default: that of this machine]"),
-    state_option,
+    click.option(
+        "--state",
+        "folder",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=STATE,
+        show_default=True,
+        help="Where the stack keeps what it has, for as long as it runs.",
+    ),
 )
 
 

@@ -29,7 +29,6 @@ from builder.packing import Folder
 from builder.places.blobs import BaseLayers
 from builder.plan import NIX_ORIGIN
 from builder.profile import PYTHON_OF, LoadedProfile
-from builder.resolve import Places, resolve
 from builder.sources import apt, indexes
 from builder.sources.apt import Mirror
 from builder.sources.indexes import Indexes
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from builder.layercache.cache import LayerCache
     from builder.models.sources import Means
     from builder.plan import Layer
+    from builder.resolve import Places
     from builder.sources.nix import Means as NixMeans
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -75,6 +75,8 @@ class Work:
     def make_lock(self, upgrade: bool | frozenset[str] = False) -> tuple[Lock, bool]:
         """Makes the lock, keeping what need not move, and writes it; and whether it is another one than before."""
         previous = self.read_lock()
+        from builder.resolve import resolve  # what only resolving needs takes long to import
+
         with self.context.store.in_use():  # models may take hours to come
             lock = resolve(
                 self.loaded,
@@ -247,7 +249,8 @@ def platform_name() -> str:
 
 
 def _places(context: Context, loaded: LoadedProfile, means: Means | None = None) -> Places:
-    from builder.sources.debian import Archive  # what only resolving needs takes long to import
+    from builder.resolve import Places  # what only resolving needs takes long to import
+    from builder.sources.debian import Archive
 
     _, catalogue = _origins(context)
     get = _get(context)

@@ -10,7 +10,7 @@ from typing import Any
 from builder.errors import HostileInputError
 from builder.oci.content import MAX_MANIFEST, Source
 from builder.oci.digest import Digest
-from builder.oci.layout import Layout, LayoutError
+from builder.oci.layout import Layout
 from builder.oci.spec import Descriptor
 from builder.registry import Repository
 
@@ -92,24 +92,10 @@ class Blobs:
     def ranges(self, digest: Digest, start: int, end: int) -> Iterator[bytes | memoryview]:
         """The bytes from `start` to before `end`."""
         descriptor = Descriptor("", digest, self.sizes[digest])
-        if isinstance(self.source, Repository):
+        if isinstance(self.source, Repository | Layout):
             yield from self.source.ranges(descriptor, start, end)
-        elif isinstance(self.source, Layout):
-            yield from _of_file(self.source, descriptor, start, end)
         else:
             yield from _of_stream(self.source, descriptor, start, end)
-
-
-def _of_file(layout: Layout, descriptor: Descriptor, start: int, end: int) -> Iterator[bytes]:
-    try:
-        file = layout.path(descriptor.digest).open("rb")
-    except OSError as error:
-        raise LayoutError(f"{layout.root}: the blob {descriptor.digest}: {error.strerror}") from error
-    with file:
-        file.seek(start)
-        while start < end and (data := file.read(min(_PIECE, end - start))):
-            start += len(data)
-            yield data
 
 
 def _of_stream(source: Source, descriptor: Descriptor, start: int, end: int) -> Iterator[bytes]:
