@@ -11,9 +11,10 @@ from builder.profile.cuda import Cuda
 from builder.profile.extends import Include, merge
 from builder.profile.forms import PYTHON_OF, Port
 from builder.profile.gpu import Gpu
-from builder.profile.model import Base, File, Image, Profile, Publish, Python, Slim, Soci, Template
+from builder.profile.model import Base, File, Image, Profile, Python, Slim, Template
 from builder.profile.models import Model
 from builder.profile.nix import Nix
+from builder.profile.publishing import Publish, Soci
 from builder.profile.starter import starter
 from builder.profile.starting import Budget, Start
 

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from builder.baseimage import hostless
-from builder.documents import Mode, Range, Size, dump, field
+from builder.documents import Mode, dump, field
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.profile.cuda import Cuda
 from builder.profile.forms import (
     PYTHON_OF,
     BaseImage,
-    Destination,
     EnvName,
     EnvValue,
     Glob,
@@ -24,7 +23,6 @@ from builder.profile.forms import (
     ImagePath,
     LabelName,
     LocalPath,
-    ModelPlace,
     Name,
     Package,
     Platform,
@@ -41,6 +39,7 @@ from builder.profile.forms import (
 from builder.profile.gpu import Gpu
 from builder.profile.models import Model, models_are_told_apart
 from builder.profile.nix import Nix, NixReference, places_are_told_apart
+from builder.profile.publishing import Publish
 from builder.profile.starting import Budget, Start
 
 _Complaints = Iterator[tuple[tuple[str | int, ...], str]]
@@ -209,53 +208,6 @@ class Image:
     )
     stop_signal: StopSignal = field(
         name="stop-signal", doc="The signal that asks the program to end.", default="", example="SIGTERM"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Soci:
-    """The SOCI index, with which a node starts the image before it has pulled it."""
-
-    enabled: bool = field(doc="Whether an index is made.", default=True)
-    span_size: Annotated[Size, Range(64 << 10, 1 << 30, "a size from 64KiB to 1GiB")] = field(
-        name="span-size", doc="How much of a layer is fetched at a time, before compression.", default=Size(4 << 20)
-    )
-    min_layer_size: Size = field(
-        name="min-layer-size", doc="Layers smaller than this are pulled as a whole.", default=Size(10 << 20)
-    )
-    spans: Literal["uniform", "adaptive"] | None = field(
-        doc="`uniform`, which is what happens if it is not said, or `adaptive`: small where `start.trace` says that a start "
-        "reads, large elsewhere. Fewer bytes come, and the index is smaller; the layers stay what they are.",
-        default=None,
-        example="uniform",
-    )
-    platform: Literal["image", "unknown"] | None = field(
-        doc="The platform of the index's entry: the image's, which is what happens if it is not said, or `unknown`. A client that "
-        "pulls all entries of its platform fetches the index once less with the latter; ctr 2.4 does, others were not tried.",
-        default=None,
-        example="image",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Publish:
-    """What is made for whoever pulls the image, and where it goes."""
-
-    soci: Soci = field(
-        doc="The SOCI index; `false` stands for `{enabled: false}`.",
-        default=Soci(),
-        short={False: Soci(enabled=False), True: Soci()},
-    )
-    to: Destination | None = field(
-        doc="Where `build publish` publishes to when it is not told: a registry, `HOST/REPOSITORY[:TAG]`, or an OCI layout, "
-        "`oci:DIR[:TAG]`; `DIR` is relative to the folder of the profile that says so.",
-        default=None,
-        example="oci:out/app",
-    )
-    models: ModelPlace | None = field(
-        doc="The place that models are published to, such as `HOST/REPOSITORY`, where it is not that of the image; it has no tag.",
-        default=None,
-        example="localhost:5000/models",
     )
 
 

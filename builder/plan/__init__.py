@@ -8,31 +8,64 @@ decides its bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from builder import baseimage
 from builder.baseimage import LockedFolder, LockedImage
 from builder.lock import (
     Lock,
     LockedCuda,
-    LockedDeb,
     LockedFile,
     LockedLocal,
     LockedNix,
-    LockedNixLink,
-    LockedNixPath,
     LockedPlatform,
     LockedPython,
     LockedTemplate,
     LockedWheel,
-    SociSettings,
     closure,
 )
 from builder.oci import spec
 from builder.oci.companions import MODEL
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
-from builder.oci.spec import Platform
+from builder.plan.values import (
+    NIX_ORIGIN,
+    BaseLayer,
+    Bytecode,
+    EnvironmentLayer,
+    FilesLayer,
+    Layer,
+    LinksLayer,
+    NixLayer,
+    Plan,
+    PlatformPlan,
+    SystemLayer,
+    WheelLayer,
+    files,
+    inputs,
+    nix_file,
+)
+
+__all__ = [
+    "LARGE_WHEEL",
+    "NIX_ORIGIN",
+    "BaseLayer",
+    "Bytecode",
+    "EnvironmentLayer",
+    "FilesLayer",
+    "Layer",
+    "LinksLayer",
+    "NixLayer",
+    "Plan",
+    "PlatformPlan",
+    "SystemLayer",
+    "WheelLayer",
+    "base_layers",
+    "files",
+    "inputs",
+    "nix_file",
+    "plan",
+]
 
 LARGE_WHEEL = 64 << 20
 """Wheels of at least this many bytes are layers of their own: a rule of the format."""
@@ -40,122 +73,7 @@ _MAX_LARGE = 96
 _GPU = "vnd.layerwright.gpu."
 _MAX_LAYERS = 118
 """Layers of a base image and large wheels together: runtimes lay 127 over one another, and some more come on top."""
-NIX_ORIGIN = "nix"
 _VENV_PATH = "/opt/venv/bin"
-
-
-@dataclass(frozen=True)
-class Bytecode:
-    """The interpreter that compiles bytecode: its executable, in the image or in its packages alone, and these."""
-
-    executable: str
-    packages: tuple[LockedDeb, ...]
-
-
-@dataclass(frozen=True)
-class BaseLayer:
-    """A layer of the base image, whose blob is taken as it is."""
-
-    name: str
-    key: Digest
-    file: LockedFile
-    media_type: str
-    diff_id: Digest
-
-
-@dataclass(frozen=True)
-class EnvironmentLayer:
-    """The environment's skeleton on top of a base image, for its interpreter (`executable`, `python` as `3.N`)."""
-
-    name: str
-    key: Digest
-    executable: str
-    python: str
-
-
-@dataclass(frozen=True)
-class SystemLayer:
-    """The Debian packages, and the environment's skeleton where there is a Python (`executable`, `python` as `3.N`)."""
-
-    name: str
-    key: Digest
-    packages: tuple[LockedDeb, ...]
-    executable: str | None
-    python: str | None
-
-
-@dataclass(frozen=True)
-class WheelLayer:
-    """One or more wheels in the one environment of the image, with their bytecode if there is an interpreter for it."""
-
-    name: str
-    key: Digest
-    wheels: tuple[LockedWheel, ...]
-    python: str
-    bytecode: Bytecode | None
-
-
-@dataclass(frozen=True)
-class FilesLayer:
-    """The profile's own files and rendered templates; `folders` are those of the base image that they go into."""
-
-    name: str
-    key: Digest
-    files: tuple[LockedLocal, ...]
-    templates: tuple[LockedTemplate, ...]
-    folders: tuple[LockedFolder, ...] = ()
-
-
-@dataclass(frozen=True)
-class LinksLayer:
-    """`/usr/local/cuda` of a CUDA release, `minor` as `13.2`: links into what the wheels bring."""
-
-    name: str
-    key: Digest
-    wheels: tuple[LockedWheel, ...]
-    minor: str
-    python: str
-
-
-@dataclass(frozen=True)
-class NixLayer:
-    """Paths of a Nix store, or links into some; `folders` are those of the base image that they go into."""
-
-    name: str
-    key: Digest
-    paths: tuple[LockedNixPath, ...]
-    links: tuple[LockedNixLink, ...] = ()
-    folders: tuple[LockedFolder, ...] = ()
-
-
-Layer = NixLayer | BaseLayer | EnvironmentLayer | SystemLayer | WheelLayer | LinksLayer | FilesLayer
-
-
-@dataclass(frozen=True)
-class PlatformPlan:
-    """The image of one platform: its layers, bottom first, and its configuration. On top of an image (`base`), what else that
-    says of containers, and its history, are kept. `annotations` are of the manifest."""
-
-    platform: Platform
-    layers: tuple[Layer, ...]
-    config: Execution
-    base: LockedImage | None = None
-    annotations: tuple[tuple[str, str], ...] = ()
-    """Those of its manifest, beside the plan's: what it asks of GPUs, and what it stands on."""
-    reads: LockedTemplate | None = None
-    """What its start is known to read."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be built; `created` is an RFC 3339 time."""
-
-    name: str
-    created: str
-    platforms: tuple[PlatformPlan, ...]
-    soci: SociSettings
-    annotations: tuple[tuple[str, str], ...] = ()
-    """Those of every manifest: the image's models, by the digests of their artifacts."""
 
 
 def plan(lock: Lock) -> Plan:
@@ -163,45 +81,6 @@ def plan(lock: Lock) -> Plan:
     platforms = tuple(_platform(lock, platform) for platform in lock.platforms)
     annotations = tuple(sorted((f"{MODEL}{model.name}", model.manifest) for model in lock.models))
     return Plan(lock.name, lock.created, platforms, lock.soci, annotations)
-
-
-def inputs(layer: Layer) -> tuple[tuple[str, int], ...]:
-    """What goes into a layer: (name and version, bytes of the input)."""
-    if isinstance(layer, BaseLayer):
-        return ((f"{layer.file.path} {layer.file.digest.short}", layer.file.size),)
-    if isinstance(layer, EnvironmentLayer):
-        return ()
-    if isinstance(layer, SystemLayer):
-        return tuple((f"{deb.name} {deb.version}", deb.file.size) for deb in layer.packages)
-    if isinstance(layer, WheelLayer):
-        return tuple((f"{wheel.name} {wheel.version}", wheel.file.size) for wheel in layer.wheels)
-    if isinstance(layer, LinksLayer):
-        return ()
-    if isinstance(layer, NixLayer):
-        return tuple((path.name[33:], path.size) for path in layer.paths)
-    files = tuple((file.to, file.size or 0) for file in layer.files)
-    return files + tuple((template.to, template.size) for template in layer.templates)
-
-
-def files(layer: Layer) -> tuple[LockedFile, ...]:
-    """The files of origins that packing a layer reads, each once."""
-    if isinstance(layer, BaseLayer):
-        return (layer.file,)
-    if isinstance(layer, SystemLayer):
-        return tuple(deb.file for deb in layer.packages)
-    if isinstance(layer, WheelLayer):
-        debs = layer.bytecode.packages if layer.bytecode else ()
-        return (*(wheel.file for wheel in layer.wheels), *(deb.file for deb in debs))
-    if isinstance(layer, LinksLayer):
-        return tuple(wheel.file for wheel in layer.wheels)
-    if isinstance(layer, NixLayer):
-        return tuple(map(nix_file, layer.paths))
-    return ()
-
-
-def nix_file(path: LockedNixPath) -> LockedFile:
-    """The archive of a path, whose digest Nix calls narHash, as a file of an origin without addresses."""
-    return LockedFile(NIX_ORIGIN, path.name, path.sha256, path.size)
 
 
 def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:

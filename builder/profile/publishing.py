@@ -1,0 +1,58 @@
+"""The part of a profile on what is made for whoever pulls the image: values that stand under `publish`."""
+
+# ruff: noqa: RUF009 (`field` makes a field, and the defaults are frozen)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from builder.documents import Range, Size, field
+from builder.profile.forms import Destination, ModelPlace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soci:
+    """The SOCI index, with which a node starts the image before it has pulled it."""
+
+    enabled: bool = field(doc="Whether an index is made.", default=True)
+    span_size: Annotated[Size, Range(64 << 10, 1 << 30, "a size from 64KiB to 1GiB")] = field(
+        name="span-size", doc="How much of a layer is fetched at a time, before compression.", default=Size(4 << 20)
+    )
+    min_layer_size: Size = field(
+        name="min-layer-size", doc="Layers smaller than this are pulled as a whole.", default=Size(10 << 20)
+    )
+    spans: Literal["uniform", "adaptive"] | None = field(
+        doc="`uniform`, which is what happens if it is not said, or `adaptive`: small where `start.trace` says that a start "
+        "reads, large elsewhere. Fewer bytes come, and the index is smaller; the layers stay what they are.",
+        default=None,
+        example="uniform",
+    )
+    platform: Literal["image", "unknown"] | None = field(
+        doc="The platform of the index's entry: the image's, which is what happens if it is not said, or `unknown`. A client that "
+        "pulls all entries of its platform fetches the index once less with the latter; ctr 2.4 does, others were not tried.",
+        default=None,
+        example="image",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publish:
+    """What is made for whoever pulls the image, and where it goes."""
+
+    soci: Soci = field(
+        doc="The SOCI index; `false` stands for `{enabled: false}`.",
+        default=Soci(),
+        short={False: Soci(enabled=False), True: Soci()},
+    )
+    to: Destination | None = field(
+        doc="Where `build publish` publishes to when it is not told: a registry, `HOST/REPOSITORY[:TAG]`, or an OCI layout, "
+        "`oci:DIR[:TAG]`; `DIR` is relative to the folder of the profile that says so.",
+        default=None,
+        example="oci:out/app",
+    )
+    models: ModelPlace | None = field(
+        doc="The place that models are published to, such as `HOST/REPOSITORY`, where it is not that of the image; it has no tag.",
+        default=None,
+        example="localhost:5000/models",
+    )
