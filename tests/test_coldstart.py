@@ -14,7 +14,7 @@ from world import World, run
 
 from builder import profile as profiles
 from builder.cli.start import _limits
-from builder.coldstart import analysis, measure, values
+from builder.coldstart import analysis, phases, values
 from builder.coldstart.trace import Trace, TracedFile
 from builder.coldstart.values import Measurement, Phase, Start, Summary
 from builder.errors import UsageError
@@ -56,8 +56,8 @@ def test_phases_of_a_service(tmp_path: Path) -> None:
     ]
     lines = [json.loads(line) for line in marks.read_text().splitlines()]
     assert [line.get("phase", "ready") for line in lines] == ["numpy", "imports", "model load", "warm up", "ready"]
-    assert [mark.name for mark in measure._marks(marks)] == ["imports", "model load", "warm up"]
-    assert measure._says_ready(marks)
+    assert [mark.name for mark in phases.marks(marks)] == ["imports", "model load", "warm up"]
+    assert phases.says_ready(marks)
     document = json.loads(start.json())
     assert [phase["phase"] for phase in document["phases"]] == ["numpy", "imports", "model load", "warm up"]
     assert document["ready"] == start.ready_seconds

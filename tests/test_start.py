@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -22,10 +23,12 @@ from layouts import Layout as RawLayout
 from layouts import plain
 from world import BUILD, Real, run
 
+import builder
 from builder.coldstart import picture, state, tools, values
 from builder.coldstart import trace as traces
 from builder.coldstart.gateway import NAME, Gateway
 from builder.coldstart.images import Blobs, look
+from builder.coldstart.opened import Opened
 from builder.coldstart.ready import Ready
 from builder.coldstart.trace import Part, Trace, TracedFile, TraceError
 from builder.coldstart.values import Measurement, Phase, Spread, Start, Summary
@@ -37,10 +40,17 @@ from builder.oci.layout import Layout
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "soci-snapshotter-grpc")
 MARKS = """
 import json, os, time
+from pathlib import Path
+unread = [path for path in Path("/opt/venv/lib/python3.11/site-packages/numpy/f2py").rglob("*.py")]
+time.sleep(0.05)
 with open(os.environ["LAYERWRIGHT_START"], "a") as file:
     print(json.dumps({"phase": "imports", "end_ns": time.monotonic_ns()}), file=file)
     print("no mark", file=file)
     print(json.dumps({"phase": "in another", "end_ns": time.monotonic_ns(), "depth": 1}), file=file)
+    for path in [*unread, *unread]:
+        path.open().close()
+    time.sleep(0.05)
+    print(json.dumps({"phase": f"{len(unread)} files", "end_ns": time.monotonic_ns()}), file=file)
 print("it is there", flush=True)
 """
 
@@ -89,12 +99,15 @@ def test_an_image_starts_lazily(real: Real, folder: Path, path: str) -> None:
     options = ("--entrypoint", "python", "--ready", "log:is there")
     found = started(folder, path, layout, "--again", *options, "--", "-c", MARKS + "time.sleep(60)\n")
     cold, again = found.starts
-    assert [phase.name for phase in cold.phases] == ["resolve", "pull", "create", "process", "imports", "program"]
+    names = ["resolve", "pull", "create", "process", "imports", cold.phases[5].name, "program"]
+    assert [phase.name for phase in cold.phases] == names
     assert 0 < cold.spans < cold.requests
     assert 0 < cold.bytes < found.size / 2
     assert cold.bytes == sum(phase.bytes for phase in cold.phases)
     assert cold.seconds == pytest.approx(sum(phase.seconds for phase in cold.phases), abs=0.02)
     assert (again.requests, again.again, again.status) == (0, True, None)
+    assert [f"{phase.opened} files" for phase in (cold.phases[5], again.phases[3])] == [names[5], names[5]]
+    assert sum(phase.opened or 0 for phase in cold.phases) == cold.opened == again.opened
     whole = started(
         folder, path, layout, "--snapshotter", "overlayfs", "--entrypoint", "python", "--", "-c", "print(1)"
     ).starts[0]
@@ -308,6 +321,21 @@ def test_what_was_not_lazy_has_no_trace(real: Real, folder: Path, path: str, tmp
 
 
 # Without the stack.
+
+
+def test_files_are_not_counted_where_the_kernel_does_not_tell(tmp_path: Path) -> None:
+    """Who is not root is told nothing; what is never mounted is not waited for."""
+    code = (
+        f"from builder.coldstart.opened import Opened\nwith Opened({str(tmp_path)!r}, 'x') as it: pass\nprint(it.times)"
+    )
+    nobody = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*nobody, sys.executable, "-c", code], cwd=Path(builder.__file__).parent.parent, capture_output=True, text=True
+    )
+    assert done.stdout == "None\n", done.stderr
+    with Opened(tmp_path, "x") as watching:
+        pass
+    assert watching.times is None
 
 
 def test_programs_that_are_missing_are_all_named() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder import process
+from builder.coldstart import phases
 from builder.coldstart.gateway import NAME, Gateway, Request
+from builder.coldstart.opened import Opened
 from builder.coldstart.ready import Ready
 from builder.coldstart.stack import Stack
-from builder.coldstart.values import Phase, Start
+from builder.coldstart.values import Start
 from builder.errors import BuilderError, ToolError
 from builder.process import Running
 
@@ -22,7 +23,6 @@ MARKS = "LAYERWRIGHT_START"
 
 _PLACE = "/run/layerwright"
 _POLL = 0.002
-_SHORT = 0.001
 _ASK = 0.02
 _END = 10.0
 _MOST_PRINTED = 4 << 20
@@ -81,11 +81,15 @@ def start(
             clock.end("resolve", _resolved(gateway.requests, begun))
             clock.end("pull")
         name = f"start-{time.monotonic_ns():x}"
-        with _container(stack, reference, name, wanted, until) as marks:
+        with (
+            _container(stack, reference, name, wanted, until) as marks,
+            Opened(stack.folder, name) as opened,
+        ):
             clock.end("create")
             status = _run(stack, name, wanted, ask, until, clock, look)
-            told = _marks(marks)
-    return _told(clock, begun, gateway.requests, told, status, again)
+            opened.stop()
+            marked = phases.marks(marks)
+    return phases.told(phases.Seen(begun, clock.ends, gateway.requests, opened.times), marked, status, again)
 
 
 def mount(stack: Stack, gateway: Gateway, wanted: Wanted) -> None:
@@ -168,7 +172,7 @@ def _run(
             if now - asked >= _ASK:
                 asked = now
                 stack.check()
-                if wanted.ready.reached(_printed(log), ask, lambda: _says_ready(folder / "marks")):
+                if wanted.ready.reached(_printed(log), ask, lambda: phases.says_ready(folder / "marks")):
                     clock.end("program")
                     look()
                     return None
@@ -181,7 +185,7 @@ def _run(
         if wanted.ready.text == "exit":
             if status != 0:
                 raise StartError(f"it ended with status {status}{_said(log)}")
-        elif not wanted.ready.reached(_printed(log), lambda _: False, lambda: _says_ready(folder / "marks")):
+        elif not wanted.ready.reached(_printed(log), lambda _: False, lambda: phases.says_ready(folder / "marks")):
             raise StartError(f"it ended with status {status} before it was ready{_said(log)}")
         look()
         return status
@@ -229,89 +233,3 @@ def _printed(log: Path) -> str:
 def _said(log: Path) -> str:
     lines = _printed(log).strip().splitlines()
     return "; it printed:\n  " + "\n  ".join(lines[-20:]) if lines else ", and it printed nothing"
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """A phase of the program, in seconds of `time.monotonic`."""
-
-    name: str
-    begin: float
-    end: float
-
-
-def _marks(path: Path) -> list[_Mark]:
-    """The phases that the program has marked and that lie in no other, in order; lines that are none are left out."""
-    found = []
-    for line in path.read_bytes()[:_MOST_PRINTED].splitlines():
-        with suppress(ValueError, KeyError, TypeError):
-            entry = json.loads(line)
-            end = int(entry["end_ns"]) / 1e9
-            begin = int(entry.get("begin_ns", 0)) / 1e9
-            if isinstance(entry["phase"], str) and entry["phase"].isprintable() and not entry.get("depth"):
-                found.append(_Mark(entry["phase"][:100], begin, end))
-    return sorted(found, key=lambda mark: mark.end)
-
-
-def _says_ready(path: Path) -> bool:
-    """Whether the program has said that it is."""
-    for line in path.read_bytes()[:_MOST_PRINTED].splitlines():
-        with suppress(ValueError, TypeError):
-            if "ready_ns" in json.loads(line):
-                return True
-    return False
-
-
-def _told(
-    clock: _Clock,
-    begun: float,
-    requests: Sequence[Request],
-    marks: Sequence[_Mark],
-    status: int | None,
-    again: bool,
-) -> Start:
-    """The phases one after another: those that the program marked are their own, and what lies between is the program's."""
-    *stages, (program, end) = clock.ends
-    phases = []
-    at = begun
-
-    def add(name: str, until: float) -> None:
-        nonlocal at
-        until = min(max(until, at), end)
-        phases.append(_phase(name, at, until, begun, requests))
-        at = until
-
-    for name, until in stages:
-        add(name, until)
-    for mark in marks:
-        if mark.begin > at + _SHORT:
-            add(program, mark.begin)
-        add(mark.name, mark.end)
-    if not marks or end > at + _SHORT:
-        add(program, end)
-    there = [request for request in requests if request.at <= end]
-    return Start(
-        tuple(phases),
-        round(end - begun, 3),
-        sum(request.sent for request in there),
-        len(there),
-        sum(map(_is_span, there)),
-        again,
-        status,
-    )
-
-
-def _phase(name: str, begin: float, end: float, begun: float, requests: Sequence[Request]) -> Phase:
-    there = [request for request in requests if begin <= request.at < end]
-    return Phase(
-        name,
-        round(begin - begun, 3),
-        round(end - begin, 3),
-        sum(request.sent for request in there),
-        len(there),
-        sum(map(_is_span, there)),
-    )
-
-
-def _is_span(request: Request) -> bool:
-    return request.kind == "blob" and request.status == 206

@@ -29,16 +29,19 @@ def _lines(title: str, starts: tuple[Start, ...]) -> Iterator[str]:
     summary, shown = Summary.of(starts), typical(starts)
     spread = f" ({_spread(summary.seconds)})" if summary.count > 1 else ""
     times = f", median of {summary.count}{spread}" if summary.count > 1 else ""
+    opened = "" if shown.opened is None else f"; {shown.opened} files opened"
     yield (
         f"{title}: ready after {summary.seconds.median:.2f} s{times}; {human_size(int(summary.bytes.median))} in "
-        f"{summary.requests.median:.0f} requests, {summary.spans.median:.0f} of them spans"
+        f"{summary.requests.median:.0f} requests, {summary.spans.median:.0f} of them spans{opened}"
     )
     width = max((len(phase.name) for phase in shown.phases), default=0)
     scale = _WIDTH / shown.seconds if shown.seconds else 0.0
     for phase in shown.phases:
         bar = " " * int(phase.begin * scale) + ("█" * round(phase.seconds * scale) or "▏")
-        moved = f"  {human_size(phase.bytes)}, {phase.requests} requests" if phase.requests else ""
-        yield f"  {phase.name.ljust(width)}  {phase.seconds:7.2f} s  {bar.ljust(_WIDTH)}{moved}".rstrip()
+        moved = f"{human_size(phase.bytes)}, {phase.requests} requests" if phase.requests else ""
+        files = f"{phase.opened} files" if phase.opened else ""
+        counted = ", ".join(filter(None, (moved, files)))
+        yield f"  {phase.name.ljust(width)}  {phase.seconds:7.2f} s  {bar.ljust(_WIDTH)}  {counted}".rstrip()
 
 
 def typical(starts: tuple[Start, ...]) -> Start:

@@ -18,7 +18,8 @@ class Phase:
     """A part of a start: it begins `begin` seconds after the start, and takes `seconds`.
 
     `bytes` and `requests` are those of the registry that were asked for while it lasted; `spans` are requests for parts of a
-    blob, which is what lazy layers are read by.
+    blob, which is what lazy layers are read by. `opened` counts the files that the container opened then for the first time, where
+    that was watched.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Phase:
     bytes: int = 0
     requests: int = 0
     spans: int = 0
+    opened: int | None = None
 
 
 @dataclass(frozen=True)
