@@ -18,8 +18,9 @@ from builder.errors import BuilderError, FetchError, ToolError
 from builder.lock import LockedFile
 from builder.oci.spec import Platform
 from builder.sources import uvtool
-from builder.sources.indexes import SETTING, Index, Indexes, configured, redact
+from builder.sources.indexes import SETTING, Index, Indexes, configured
 from builder.sources.pypi import resolve
+from builder.sources.redacting import redact
 from builder.sources.requirements import Requirements
 from builder.sources.simple import Catalogue
 from builder.sources.target import Target

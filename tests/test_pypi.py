@@ -11,18 +11,23 @@ from typing import cast
 
 import pytest
 import uv
+from hypothesis import given
+from hypothesis import strategies as st
 from indexserver import IndexServer, index_server, sdist, wheel
 from packaging.markers import Marker, default_environment
+from packaging.requirements import Requirement
 from packaging.tags import Tag
+from packaging.utils import canonicalize_name
 
 from builder import process
 from builder.client import Client
 from builder.errors import BuilderError, ToolError
 from builder.lock import LockedFile, LockedWheel
 from builder.oci.spec import Platform
+from builder.profile.forms import PLAIN_REQUIREMENT
 from builder.sources.indexes import SETTING, configured
 from builder.sources.pypi import resolve
-from builder.sources.requirements import Requirements, request
+from builder.sources.requirements import Requirements, read_list, request
 from builder.sources.simple import Catalogue
 from builder.sources.target import Target
 
@@ -514,6 +519,16 @@ def test_the_request_changes_with_what_is_asked_for(tmp_path: Path) -> None:
     one = request(Requirements(file=locked))
     locked.write_text("two")
     assert request(Requirements(file=locked)) != one
+
+
+@given(st.from_regex(PLAIN_REQUIREMENT, fullmatch=True))
+def test_a_plain_requirement_is_what_packaging_makes_of_it(text: str) -> None:
+    requirement = Requirement(text)
+    assert str(requirement) == text
+    hashed = f"{text} --hash=sha256:{'1' * 64}" if "==" in text else text
+    asked = read_list(Requirements((hashed,)))
+    assert asked.requirements == (text,)
+    assert asked.hashes is None or set(asked.hashes) == {canonicalize_name(requirement.name)}
 
 
 def test_the_target_speaks_for_the_image() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from builder.cli.context import Context
-from builder.cli.work import catalogue
+from builder.cli.origins import catalogue
 from builder.models.sources import Means
 from builder.oci.content import Source
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,7 +19,7 @@ from builder import plan as plans
 from builder import profile as profiles
 from builder.assemble import Engine, assemble
 from builder.cli.context import Context
-from builder.errors import BuilderError, OfflineError, StaleLockError, UsageError
+from builder.errors import BuilderError, StaleLockError, UsageError
 from builder.fetch import Download, Fetcher
 from builder.image import Assembled, BuiltLayer
 from builder.lock import Lock, LockedFile
@@ -28,13 +29,7 @@ from builder.own import Local, read_local
 from builder.packing import Folder
 from builder.places.blobs import BaseLayers
 from builder.plan import NIX_ORIGIN
-from builder.profile import PYTHON_OF, LoadedProfile
-from builder.sources import apt, indexes
-from builder.sources.apt import Mirror
-from builder.sources.indexes import Indexes
-from builder.sources.origins import ConfiguredOrigins
-from builder.sources.simple import ORIGIN as PYPI
-from builder.sources.simple import Catalogue
+from builder.profile import LoadedProfile
 from builder.staleness import staleness
 
 if TYPE_CHECKING:
@@ -42,7 +37,7 @@ if TYPE_CHECKING:
     from builder.models.sources import Means
     from builder.plan import Layer
     from builder.resolve import Places
-    from builder.sources.nix import Means as NixMeans
+    from builder.sources.origins import ConfiguredOrigins
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -81,7 +76,7 @@ class Work:
             lock = resolve(
                 self.loaded,
                 self.local,
-                _places(self.context, self.loaded, self.means),
+                self._places(),
                 created=_now(self.context),
                 previous=previous,
                 upgrade=upgrade,
@@ -172,6 +167,12 @@ class Work:
             if model.source.startswith("oci://")
         )
 
+    def _places(self) -> Places:
+        from builder.cli.origins import places  # what only resolving needs takes long to import
+
+        base = _base_place(self.context, self.loaded)
+        return places(self.context, self.loaded, platform_name(), self.fetcher.ensure, base, self.means)
+
     @property
     def fetcher(self) -> Fetcher:
         """What brings inputs of locks into the store."""
@@ -185,11 +186,10 @@ def fetcher(
 ) -> Fetcher:
     """What brings inputs of locks into the context's store, from where its settings say that they are; `base` opens the place
     that has the layers of base images. What Nix does not have, it builds again from the references of a `loaded` profile."""
-    mirrors, catalogue = _origins(context)
     others: dict[str, Download] = {NIX_ORIGIN: _archives(context, loaded)}
     if base:
         others[baseimage.ORIGIN] = BaseLayers(base)
-    return context.fetcher(ConfiguredOrigins(mirrors, catalogue), others=others)
+    return context.fetcher(_Origins(context), others=others)
 
 
 def _archives(context: Context, loaded: LoadedProfile | None) -> Download:
@@ -210,6 +210,23 @@ def _archives(context: Context, loaded: LoadedProfile | None) -> Download:
         archives()(file, path, advance)
 
     return bring
+
+
+class _Origins:
+    """The configured origins, found when the first file is asked for."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._configured: ConfiguredOrigins | None = None
+        self._once = threading.Lock()
+
+    def urls(self, file: LockedFile) -> Iterable[str]:
+        with self._once:
+            if self._configured is None:
+                from builder.cli.origins import origins  # it takes long to import; a build of what is there asks nobody
+
+                self._configured = origins(self._context)
+        return self._configured.urls(file)
 
 
 def base_name(loaded: LoadedProfile) -> str | None:
@@ -238,66 +255,9 @@ def _base_place(context: Context, loaded: LoadedProfile) -> Callable[[], tuple[S
     return opened
 
 
-def catalogue(context: Context) -> Catalogue:
-    """What the configured package indexes offer."""
-    return _origins(context)[1]
-
-
 def platform_name() -> str:
     """This machine's architecture in the words of an OCI platform."""
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
-
-
-def _places(context: Context, loaded: LoadedProfile, means: Means | None = None) -> Places:
-    from builder.resolve import Places  # what only resolving needs takes long to import
-    from builder.sources.debian import Archive
-
-    _, catalogue = _origins(context)
-    get = _get(context)
-    now = datetime.fromtimestamp(context.clock(), UTC)
-    base = _base_place(context, loaded)
-    archives = {suite: Archive(_mirrors(context, suite), get, now) for suite in PYTHON_OF}
-    ensure = fetcher(context, base, loaded).ensure
-    nix = _nix_means(context, loaded, ensure) if loaded.profile.nix else None
-    return Places(archives, catalogue, platform_name(), context.store, ensure, means, base, nix)
-
-
-def _nix_means(context: Context, loaded: LoadedProfile, ensure: Callable[[Iterable[LockedFile]], None]) -> NixMeans:
-    from builder.sources.nix import Means
-    from builder.sources.nixtool import Tool
-
-    return Means(Tool(context.environ), loaded.root.absolute(), context.store, ensure)
-
-
-def _origins(context: Context) -> tuple[Mapping[str, Mirror], Catalogue]:
-    settings = context.settings
-
-    def configure() -> Indexes:
-        if settings.offline:
-            raise OfflineError("the package index would have to be asked, and --offline forbids it")
-        return indexes.configured(context.environ, explicit=settings.origins.get(PYPI, ()))
-
-    def measure(url: str) -> int | None:
-        with context.client.open(url) as answer:
-            size = answer.headers.get("content-length", "")
-        return int(size) if size.isdecimal() else None
-
-    return _mirrors(context), Catalogue(configure, context.client.get, measure=measure)
-
-
-def _mirrors(context: Context, suite: str | None = None) -> Mapping[str, Mirror]:
-    settings = context.settings
-    return apt.mirrors(overrides=settings.origins, suite=suite, keyrings=settings.keyrings)
-
-
-def _get(context: Context) -> Callable[[str], bytes]:
-    if context.settings.offline:
-
-        def refuse(url: str) -> bytes:
-            raise OfflineError("Debian's archive would have to be asked, and --offline forbids it")
-
-        return refuse
-    return functools.partial(context.client.get, limit=1 << 30)
 
 
 def _now(context: Context) -> str:

@@ -60,6 +60,10 @@ def _place_advice(text: str) -> str | None:
     return _reference_advice(text)
 
 
+PLAIN_REQUIREMENT = re.compile(r"([a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?)(?:(==|!=|<=|>=|<|>)[0-9]+(?:\.[0-9]+)*)?")
+"""What most requirements look like, a name (group 1) and a comparison (group 2): right, and canonical as they are (PEP 508)."""
+
+
 def _image_advice(text: str) -> str | None:
     if "://" in text:
         return "an image has no scheme: write HOST/REPOSITORY:TAG"
@@ -74,7 +78,9 @@ def _value_advice(text: str) -> str | None:
 
 
 def _requirement(text: str) -> str | None:
-    # Only `packaging` knows the grammar, and only profiles with requirements pay for its import.
+    if PLAIN_REQUIREMENT.fullmatch(text):
+        return None
+    # Only `packaging` knows the whole grammar, and only profiles with other requirements pay for its import.
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:

@@ -15,11 +15,10 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from builder import process
 from builder.errors import BuilderError, ToolError
 from builder.sources import uvtool
+from builder.sources.redacting import redact
 
 SETTING = "LAYERWRIGHT_PYPI_INDEX"
 """The environment variable that overrules every other setting: index URLs, separated by spaces, best first."""
-
-_USERINFO = re.compile(r"(\w+://)[^/\s]*@")
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,6 @@ class Indexes:
         for secret in {secret for index in self for secret in index.secrets if len(secret) > 3}:
             text = text.replace(secret, "***")
         return text
-
-
-def redact(text: str) -> str:
-    """The text with `***` for the credentials of every URL in it."""
-    return _USERINFO.sub(r"\1***@", text)
 
 
 def configured(

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
-
 from builder.errors import BuilderError
 from builder.oci.digest import Digest
 from builder.oci.spec import encode
-from builder.sources.indexes import redact
+from builder.profile.forms import PLAIN_REQUIREMENT
+from builder.sources.redacting import redact
 
 _INDEX_OPTIONS = ("-i", "--index-url", "--extra-index-url", "--no-index", "-f", "--find-links", "--trusted-host")
 _WHEELS_ONLY = ("--only-binary", "--prefer-binary")
@@ -184,6 +182,12 @@ class _Reader:
         if _PATH.fullmatch(text):
             self.problems.append(f"{where}: {_DIRECT}")
             return
+        if plain := PLAIN_REQUIREMENT.fullmatch(text):
+            (self.constraints if constraint else self.requirements).append(text)
+            self._hashes(plain[1], plain[2] == "==", options, where, constraint)
+            return
+        from packaging.requirements import InvalidRequirement, Requirement  # it takes long to import
+
         try:
             requirement = Requirement(text)
         except InvalidRequirement as error:
@@ -193,9 +197,12 @@ class _Reader:
             self.problems.append(f"{where}: {requirement.name}: {_DIRECT}")
             return
         (self.constraints if constraint else self.requirements).append(str(requirement))
-        self._hashes(requirement, options, where, constraint)
+        pinned = any(
+            s.operator == "===" or (s.operator == "==" and "*" not in s.version) for s in requirement.specifier
+        )
+        self._hashes(requirement.name, pinned, options, where, constraint)
 
-    def _hashes(self, requirement: Requirement, options: list[str], where: str, constraint: bool) -> None:
+    def _hashes(self, name: str, pinned: bool, options: list[str], where: str, constraint: bool) -> None:
         allowed: set[str] = set()
         for option in options:
             match = re.fullmatch(r"--hash(?:=|\s+)(\w+):([0-9a-fA-F]+)", option)
@@ -207,10 +214,7 @@ class _Reader:
             self.require_hashes = True
             if not allowed:
                 self.problems.append(f"{where}: needs a sha256 hash")
-        self.hashes.setdefault(canonicalize_name(requirement.name), set()).update(allowed)
-        pinned = any(
-            s.operator == "===" or (s.operator == "==" and "*" not in s.version) for s in requirement.specifier
-        )
+        self.hashes.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).update(allowed)
         if not constraint and not (pinned and allowed):
             self.unpinned.append(where)
 

@@ -20,7 +20,8 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from builder.errors import FetchError
 from builder.lock import LockedFile
-from builder.sources.indexes import Index, Indexes, redact
+from builder.sources.indexes import Index, Indexes
+from builder.sources.redacting import redact
 
 ORIGIN = "pypi"
 """The origin of every locked wheel: the configured indexes, however many they are."""
