@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import judges
+import newnix
 import nixmachines
 import pytest
 import world as worlds
@@ -103,3 +104,10 @@ def nix_machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nixmachin
     judges.require("nix")
     with nixmachines.machines(tmp_path_factory.mktemp("nix")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def newer_nix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a Nix newer than the one that is installed: a folder to be put before PATH."""
+    judges.require("nix")
+    return newnix.install(tmp_path_factory.mktemp("newer") / "nix")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tomllib
@@ -30,19 +31,27 @@ def flake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_show(flake: Path) -> None:
-    shown = json.loads(nixworld.nix(flake, "flake", "show", "--json", f"path:{flake}/source"))
+@pytest.fixture(params=["installed", "newer"])
+def store(request: pytest.FixtureRequest, flake: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store for each version of Nix, which is the first on PATH."""
+    if request.param == "newer":
+        monkeypatch.setenv("PATH", f"{request.getfixturevalue('newer_nix')}:{os.environ['PATH']}")
+    return flake / str(request.param)
+
+
+def test_show(flake: Path, store: Path) -> None:
+    shown = json.loads(nixworld.nix(store, "flake", "show", "--json", f"path:{flake}/source"))
     assert shown["checks"]["x86_64-linux"]["smoke"]["type"] == "derivation"
     assert shown["overlays"]["default"]["type"] == "nixpkgs-overlay"
 
 
-def test_check(flake: Path) -> None:
+def test_check(flake: Path, store: Path) -> None:
     """It builds the smoke check, which holds what the engine makes of a plan."""
-    nixworld.nix(flake, "flake", "check", f"path:{flake}/source")
-    system = nixworld.evaluated(flake, "builtins.currentSystem")
+    nixworld.nix(store, "flake", "check", f"path:{flake}/source")
+    system = nixworld.evaluated(store, "builtins.currentSystem")
     argv = ("build", "--no-link", "--json", f"path:{flake}/source#checks.{system}.smoke")
-    (built,) = json.loads(nixworld.nix(flake, *argv))
-    told = json.loads((flake / "nix" / built["outputs"]["out"].removeprefix("/")).read_bytes())
+    (built,) = json.loads(nixworld.nix(store, *argv))
+    told = json.loads((store / "nix" / built["outputs"]["out"].removeprefix("/")).read_bytes())
     assert told["version"] == __version__
     assert re.fullmatch(r"/nix/store/\w{32}-smoke-layers\.drv", told["image"])
     assert re.fullmatch(r"/nix/store/\w{32}-a-layer\.drv", told["layer"])

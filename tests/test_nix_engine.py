@@ -69,6 +69,33 @@ def test_a_remote_builder_gives_the_same(nix_machines: Machines) -> None:
     assert any(path.name.endswith("3-wheels") or "3-wheels-" in path.name for path in (far / "nix/store").iterdir())
 
 
+def test_a_newer_nix_that_has_an_older_one_build(nix_machines: Machines, newer_nix: Path) -> None:
+    machine = nix_machines.new("newer")
+    daemon = shutil.which("nix-daemon")
+    builder = f"ssh-ng://localhost?remote-store={machine.root / 'far'}&remote-program={daemon} {SYSTEM} - 2 1"
+    options = ["--max-jobs", "0", "--builders", builder]
+    done = machine("assemble", "--engine", "nix", *options, PATH=f"{newer_nix}:{os.environ['PATH']}")
+    assert done.digest == nix_machines.digest
+    told = [line for line in done.err.splitlines() if line.startswith("nix: ")]
+    assert len(told) == 1
+    assert told[0].startswith("nix: 3 wheels: built on ssh-ng://localhost")
+
+
+def test_a_newer_nix(nix_machines: Machines, newer_nix: Path, tmp_path: Path) -> None:
+    """Its own settings are no business of ours; what it warns of is no remedy."""
+    machine = nix_machines.new("newest")
+    path = f"{newer_nix}:{os.environ['PATH']}"
+    done = machine("assemble", "--engine", "nix", PATH=path)
+    assert done.digest == nix_machines.digest
+    assert [line for line in done.err.splitlines() if line.startswith("nix: ")] == ["nix: 3 wheels: built here"]
+    (tmp_path / "file").write_text("")
+    done = nix_machines.new("newest-full")(
+        "assemble", "--engine", "nix", PATH=path, NIX_REMOTE=str(tmp_path / "file/store")
+    )
+    assert done.code == 1
+    assert "hint: name a store that you may write to: NIX_REMOTE=/absolute/folder" in done.err
+
+
 def test_packing_outside_of_a_sandbox_is_refused(nix_machines: Machines, built: Machine, tmp_path: Path) -> None:
     """Even where a machine that builds does not do as it is told: the packer sees it by itself."""
     packer = tmp_path / runtime.NAME

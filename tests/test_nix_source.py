@@ -102,17 +102,24 @@ def test_what_is_in_the_image_is_what_nix_has(project: Path) -> None:
     assert os.readlink(unpacked / "rootfs/opt/other").endswith("-other/bin/other")
 
 
-def test_a_second_store_makes_the_same_image(project: Path, tmp_path: Path) -> None:
-    """Where Nix has to build everything again, too."""
+@pytest.mark.parametrize("version", ["installed", "newer"])
+def test_a_second_store_makes_the_same_image(
+    project: Path, tmp_path: Path, version: str, request: pytest.FixtureRequest
+) -> None:
+    """Where Nix has to build everything again, too, and locks it again."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in ("tools.yaml", "tools.lock.json", "default.nix", "maker"):
         (elsewhere / name).write_bytes((project / name).read_bytes())
     (elsewhere / "maker").chmod(0o755)
-    done = build(elsewhere, ["publish", "tools.yaml", "oci:out"])
+    newer = {"PATH": f"{request.getfixturevalue('newer_nix')}:{os.environ['PATH']}"} if version == "newer" else {}
+    done = build(elsewhere, ["lock", "tools.yaml"], **newer)
+    assert done.code == 0, done.err
+    assert locked(elsewhere) == locked(project)
+    done = build(elsewhere, ["publish", "tools.yaml", "oci:out"], "another", **newer)
     assert done.code == 0, done.err
     assert Layout(elsewhere / "out").blobs() == Layout(project / "out").blobs()
-    assert build(elsewhere, ["verify", "oci:out"]).code == 0
+    assert build(elsewhere, ["verify", "oci:out"], **newer).code == 0
 
 
 def change(root: Path, before: str, after: str, name: str = "tools.lock.json") -> None:

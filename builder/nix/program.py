@@ -21,6 +21,8 @@ _BUILD, _SUBSTITUTE, _LOG_LINE = 105, 108, 101
 _ERROR, _WARNING = 0, 1
 UNSIGNED = "signed by any of the keys"
 """What Nix says of something in a cache whose signature does not count."""
+_IGNORED = "Ignoring setting "
+"""What newer versions warn of in every program, if nix.conf has something that counts for others alone."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _HASH = len("/nix/store/") + 33
 _MOST = 40
@@ -41,7 +43,7 @@ _REMEDIES = (
     ("machine", "name a machine with --builders, or let this one build with --max-jobs"),
     ("ermission denied", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
     ("ead-only", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
-    ("not a directory", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
+    ("ot a directory", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
     ("unable to open database", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
     ("signature", "name the key that signed it with --trusted-public-keys, or another cache"),
 )
@@ -117,7 +119,7 @@ class Nix:
             raise _failure([line for line in lines if line.strip()], "nix build --dry-run")
         names, listed = [], False
         for line in lines:
-            if line.startswith("warning: ") and "; retrying in" not in line:
+            if line.startswith("warning: ") and "; retrying in" not in line and _IGNORED not in line:
                 self.note(f"nix: {line.removeprefix('warning: ')}")
             if not line.startswith("  "):
                 listed = "will be built" in line
@@ -183,7 +185,7 @@ class _Log:
     def _message(self, level: int, text: str) -> None:
         if level == _ERROR:
             self._errors.append(text)
-        elif level == _WARNING and text and "; retrying in" not in text:
+        elif level == _WARNING and text and "; retrying in" not in text and _IGNORED not in text:
             if UNSIGNED in text:
                 self._unsigned.append(text)
             self._note(f"nix: {text.removeprefix('warning: ')}")
@@ -209,8 +211,11 @@ def _name(path: str) -> str:
 
 
 def _failure(lines: Iterable[str], what: str) -> NixError:
-    text = _COLOUR.sub("", "\n".join(lines)).strip()[-4000:]
-    hint = next((remedy for sign, remedy in _REMEDIES if sign in text), None)
+    """Why a program failed. What it only warned of is told as well, but decides on the remedy only where nothing else does."""
+    told = [line for line in _COLOUR.sub("", "\n".join(lines)).splitlines() if _IGNORED not in line]
+    text = "\n".join(told).strip()[-4000:]
+    errors = "\n".join(line for line in told if not line.startswith("warning: "))
+    hint = next((remedy for known in (errors, text) for sign, remedy in _REMEDIES if sign in known), None)
     return NixError(f"{what} failed: {text or 'it printed nothing'}", hint=hint, output=text)
 
 
