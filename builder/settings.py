@@ -29,6 +29,7 @@ from typing import Any
 from builder.errors import UsageError
 
 _NAME = "layerwright"
+CONFIG = "LAYERWRIGHT_CONFIG"
 _KINDS = {
     "cache": "a table",
     "jobs": "a number",
@@ -131,10 +132,23 @@ class Settings:
 
 def config_path(environ: Mapping[str, str], home: Path) -> Path:
     """Where the config file is, or would be."""
-    named = environ.get("LAYERWRIGHT_CONFIG")
+    named = environ.get(CONFIG)
     if named:
         return Path(named)
     return _base(environ, "XDG_CONFIG_HOME", home / ".config") / _NAME / "config.toml"
+
+
+def config_text(config: Path, environ: Mapping[str, str]) -> str:
+    """The text of the config file, empty if it is not there. Raises `UsageError` if it cannot be read, or is not there although
+    the environment names it."""
+    try:
+        return config.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if environ.get(CONFIG):
+            raise UsageError(f"{CONFIG}: {config}: there is no such file", hint=f"correct or unset {CONFIG}") from error
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{config}: cannot be read: {error}", hint="correct the file, or remove it") from error
 
 
 def home_of(environ: Mapping[str, str]) -> Path:

@@ -23,6 +23,7 @@ from world import BUILD, PROFILE, Done, Real, World, run, write_project
 
 from builder import __version__
 from builder import lock as locks
+from builder.cli import main
 from builder.cli.main import VERBS, cli
 from builder.cli.model import VERBS as MODEL_VERBS
 from builder.oci.digest import Digest
@@ -75,6 +76,30 @@ def test_every_command_explains_itself_with_an_example_that_can_be_typed(words: 
     for option in command_of(words).params:
         if isinstance(option, click.Option) and "--help" not in option.opts:
             assert option.help, f"{option.name} has no help"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["lock", "none.yaml"],
+        ["diff", "none.yaml", "none.yaml"],
+        ["diff", "none.json", "none.json"],
+        ["verify", "oci:none", "--lock", "none.json"],
+        ["start", "oci:none", "--budget", "none.yaml"],
+        ["advise", "none.json"],
+        ["model", "publish", "none", "oci:out"],
+        ["model", "convert", "none", "out", "--precision", "fp16"],
+        ["inspect", "./none"],
+    ],
+    ids=" ".join,
+)
+def test_a_file_that_is_named_and_not_there_is_wrong_usage(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.run(words) == 2
+    assert "none" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_list_of_commands(tmp_path: Path) -> None:

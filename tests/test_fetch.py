@@ -17,6 +17,7 @@ import faultserver
 import pytest
 from faultserver import Fault, FaultServer, Handler, serving
 
+from builder.cli.context import now_and_then
 from builder.client import NotFoundError, redact
 from builder.errors import BuilderError, FetchError, OfflineError, StoreError
 from builder.fetch import Client, Fetcher
@@ -628,6 +629,25 @@ def test_a_disk_that_fills_up(tmp_path: Path, server: FaultServer, name: str) ->
         server.always.clear()
         fetcher(store, server.url("")).ensure([locked(name, FILES[name])])
         assert store.verify(locked(name, FILES[name]).digest)
+
+
+def test_who_waits_says_why() -> None:
+    lines: list[str] = []
+    client = Client(replace(QUICK, attempts=3), lines.append)
+    with pytest.raises(FetchError, match="Connection refused") as caught:
+        client.bypassing("127.0.0.1").get("http://127.0.0.1:9/x")
+    assert [line.rpartition("asked again in 0.0 s, ")[2] for line in lines] == ["2 more times", "1 more time"]
+    assert all(line.startswith("http://127.0.0.1:9/x: no connection: Connection refused; ") for line in lines)
+    assert "try again later" in str(caught.value.hint)
+
+
+def test_many_that_wait_are_told_once() -> None:
+    lines: list[str] = []
+    times = iter([0.0, 0.0, 0.1, 2.0, 5.0, 5.0])
+    tell = now_and_then(lines.append, lambda: next(times))
+    for line in "abcd":
+        tell(line)
+    assert lines == ["a", "d"]
 
 
 def test_a_read_only_store(tmp_path: Path, server: FaultServer) -> None:

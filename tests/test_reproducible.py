@@ -221,7 +221,7 @@ def test_the_same_image_by_another_user(world: World, small: Path) -> None:
         work = parent / "work"
         work.mkdir()
         work.chmod(0o777)
-        environ = offline(world, work / "cache", HOME=str(work), LAYERWRIGHT_CONFIG=str(work / "none"))
+        environ = offline(world, work / "cache", HOME=str(work), LAYERWRIGHT_CONFIG=os.devnull)
         environ["LAYERWRIGHT_MIRRORS"] = str(parent / "mirror")
         done = run(["publish", profile, f"oci:{work / 'layout'}"], work, environ, prefix=prefix)
         assert done.digest == first(small)

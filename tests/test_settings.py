@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from builder.errors import UsageError
-from builder.settings import LayerCache, Settings, config_path
+from builder.settings import LayerCache, Settings, config_path, config_text
 
 HOME = Path("/home/me")
 FILE = Path("/home/me/.config/layerwright/config.toml")
@@ -59,6 +59,15 @@ def test_a_relative_base_directory_is_ignored() -> None:
     assert config_path({"XDG_CONFIG_HOME": "config"}, HOME) == FILE
     assert config_path({"XDG_CONFIG_HOME": "/config"}, HOME) == Path("/config/layerwright/config.toml")
     assert config_path({"LAYERWRIGHT_CONFIG": "/c.toml"}, HOME) == Path("/c.toml")
+
+
+def test_a_file_that_is_named_has_to_be_there(tmp_path: Path) -> None:
+    missing = tmp_path / "config.toml"
+    assert config_text(missing, {}) == ""
+    assert config_text(Path("/dev/null"), {"LAYERWRIGHT_CONFIG": "/dev/null"}) == ""
+    for path in (missing, Path("/dev/null/config.toml")):
+        with pytest.raises(UsageError, match=f"LAYERWRIGHT_CONFIG: {path}: there is no such file"):
+            config_text(path, {"LAYERWRIGHT_CONFIG": str(path)})
 
 
 def test_every_problem_is_told_at_once() -> None:

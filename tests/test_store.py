@@ -276,6 +276,19 @@ def test_usage_tells_inputs_from_layers(store: Store) -> None:
     assert (used.layers, used.layer_bytes, used.records) == (1, 7, 1)
 
 
+@pytest.mark.parametrize("root", ["file", "file/store", "file/deep/store"])
+def test_a_file_in_the_place_of_the_store_is_told(tmp_path: Path, root: str) -> None:
+    """The store itself, or a folder that it is in; so it is with a home that may not be written."""
+    (tmp_path / "file").touch()
+    store = Store(tmp_path / root)
+    with pytest.raises(StoreError, match="the store cannot be used"):
+        store.put(b"x")
+    with pytest.raises(StoreError, match="the store cannot be used"), store.locked("name"):
+        pass
+    with store.in_use():
+        assert usage(store).objects == 0
+
+
 def test_a_full_disk_is_told(tiny: Path) -> None:
     store = Store(tiny / "store")
     small = store.put(b"small")

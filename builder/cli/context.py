@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,15 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from builder.errors import UsageError
 from builder.progress import Progress, Silent, Terminal
-from builder.settings import Settings, config_path, home_of
+from builder.settings import Settings, config_path, config_text, home_of
 
 if TYPE_CHECKING:  # HTTP takes longer to import than `--help` may take
     from builder.client import Client
     from builder.fetch import Download, Fetcher, Origins
     from builder.store import Store
     from builder.transfer import Opener
+
+_QUIET = 3.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Context:
         """Reads the config file; the arguments are the global options. Raises `UsageError`."""
         home = home_of(environ)
         config = config_path(environ, home)
-        settings = Settings.parse(_text(config), config, environ, home)
+        settings = Settings.parse(config_text(config, environ), config, environ, home)
         settings = replace(settings, offline=offline or settings.offline, jobs=jobs or settings.jobs)
         return cls(settings, Silent() if quiet else _terminal(environ, stderr), environ, config)
 
@@ -60,7 +63,7 @@ class Context:
         """One client, so that connections are kept."""
         from builder.client import Client
 
-        return Client(self.settings.network)
+        return Client(self.settings.network, now_and_then(self.progress.note, time.monotonic))
 
     def fetcher(
         self, origins: Origins, client: Opener | None = None, others: Mapping[str, Download] | None = None
@@ -82,13 +85,20 @@ class Context:
         )
 
 
-def _text(config: Path) -> str:
-    try:
-        return config.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{config}: cannot be read: {error}", hint="correct the file, or remove it") from error
+def now_and_then(tell: Callable[[str], None], clock: Callable[[], float]) -> Callable[[str], None]:
+    """Tells a line only if the last one is `_QUIET` seconds old: many requests at once fail for one reason."""
+    guard = threading.Lock()
+    last = -math.inf
+
+    def told(line: str) -> None:
+        nonlocal last
+        with guard:
+            if clock() - last < _QUIET:
+                return
+            last = clock()
+        tell(line)
+
+    return told
 
 
 def _terminal(environ: Mapping[str, str], stderr: TextIO) -> Terminal:

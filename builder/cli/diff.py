@@ -12,7 +12,7 @@ import click
 from builder import lock as locks
 from builder import profile as profiles
 from builder.cli.context import Context
-from builder.cli.options import common, format_option, plain_http_option
+from builder.cli.options import common, existing, format_option, plain_http_option
 from builder.differ import (
     Comparison,
     FileChange,
@@ -65,11 +65,11 @@ def _side(text: str, context: Context) -> Side:
     """A file is a lock or a profile by the end of its name, everything else an image."""
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
-        loaded = profiles.read(path)
+        loaded = profiles.read(existing(path))
         lock = path.with_suffix(".lock.json")
         return profile_side(loaded.profile, _lock(lock) if lock.exists() else None)
     if path.suffix == ".json":
-        return lock_side(_lock(path))
+        return lock_side(_lock(existing(path)))
     source, reference = open_source(text, context)
     return image_side(source, source.resolve(reference))
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from builder.cli.context import Context
+from builder.errors import UsageError
 from builder.progress import Silent
 
 profile_argument = click.argument(
@@ -27,6 +28,14 @@ model_cache_option = click.option(
     metavar="DIR",
     help="Where what is fetched is kept and shared.",
 )
+
+
+def existing(path: Path, hint: str = "correct the path") -> Path:
+    """A file or folder that the command line names where more than a path may stand. Raises `UsageError` if it is not there, as
+    click does for what can only be a path."""
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file or folder", hint=hint)
+    return path
 
 
 def _allow_plain_http(context: click.Context, _: click.Parameter, value: bool) -> None:

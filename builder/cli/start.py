@@ -9,7 +9,7 @@ import click
 
 from builder import profile as profiles
 from builder.cli.context import Context
-from builder.cli.options import common, format_option, plain_http_option
+from builder.cli.options import common, existing, format_option, plain_http_option
 from builder.cli.starting import Options, Starter, start_options
 from builder.coldstart import analysis, picture, values
 from builder.coldstart.tools import Snapshotter
@@ -90,7 +90,7 @@ def start(
 def _limits(text: str) -> Mapping[str, float]:
     """Seconds by the names of phases, out of a profile or out of the text itself."""
     if "=" not in text:
-        found = profiles.read(Path(text)).profile.budget
+        found = profiles.read(existing(Path(text))).profile.budget
         if found is None or not found.limits:
             raise UsageError(f"{text}: it has no budget", hint="add one, such as budget: {total: 20s}")
         return found.limits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import random
 import re
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +28,7 @@ from builder.client.addresses import (
     redact,
     web_address,
 )
+from builder.client.patience import NotFoundError, Patience, RefusedError, TransientError
 from builder.client.sending import Slice, equip
 from builder.errors import FetchError
 from builder.parallel import Stop
@@ -41,6 +41,7 @@ __all__ = [
     "Client",
     "NotFoundError",
     "Patience",
+    "RefusedError",
     "Slice",
     "TransientError",
     "file_of",
@@ -56,8 +57,6 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SAME_METHOD = frozenset({307, 308})
 _MAX_REDIRECTS = 10
 _TRANSIENT = frozenset({408, 425, 429})
-_LONGEST_DELAY = 30.0
-_LONGEST_RETRY_AFTER = 120.0
 _SECRET_HEADERS = ("authorization", "cookie")
 _MAX_IDLE = 32
 _PACKED = (".gz", ".xz", ".bz2", ".zst", ".tgz")
@@ -66,22 +65,6 @@ _SMALL = 64 << 10
 Body = bytes | Callable[[], Iterable[bytes | memoryview | Slice]] | None
 """What a request sends: bytes, or a function that gives them in pieces, from the start each time it is called. A `Slice` only
 goes to an `http` address."""
-
-
-class NotFoundError(FetchError):
-    """The place says that it does not have it: the next one may."""
-
-
-class TransientError(FetchError):
-    """The place may answer better when asked again, at the earliest after `retry_after` seconds if that is known."""
-
-    def __init__(self, message: str, *, retry_after: float | None = None, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.retry_after = retry_after
-
-
-class RefusedError(TransientError):
-    """Nobody listens there."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +96,13 @@ class Answer:
 class Client:
     """Gets URLs (`http`, `https`; `get` also `file`); shared by threads.
 
-    User and password in a URL are sent as basic authentication to that host only, and never shown.
+    User and password in a URL are sent as basic authentication to that host only, and never shown. `tell` is called with a line
+    for people before a request is tried again.
     """
 
-    def __init__(self, network: Network | None = None) -> None:
+    def __init__(self, network: Network | None = None, tell: Callable[[str], None] | None = None) -> None:
         self._network = network if network is not None else Network()
+        self._tell = tell
         self._pools: dict[str | None, urllib3.PoolManager] = {}
 
     def get(self, url: str, *, headers: Mapping[str, str] | None = None, limit: int = 64 << 20) -> bytes:
@@ -142,11 +127,11 @@ class Client:
 
     def bypassing(self, host: str) -> Client:
         """A client like this one that asks `host` directly, without a proxy."""
-        return Client(replace(self._network, no_proxy=(*self._network.no_proxy, host)))
+        return Client(replace(self._network, no_proxy=(*self._network.no_proxy, host)), self._tell)
 
     def patience(self, stop: Stop) -> Patience:
         """A fresh count of failures."""
-        return Patience(self._network, stop)
+        return Patience(self._network, stop, self._tell)
 
     @contextmanager
     def open(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[BaseHTTPResponse]:
@@ -266,27 +251,6 @@ class Client:
             yield
         except broken.HTTPError as error:
             raise _translated(error, redact(url), self._network) from error
-
-
-class Patience:
-    """Counts failed attempts and waits between them, longer each time and never in step with others."""
-
-    def __init__(self, network: Network, stop: Stop) -> None:
-        self._network = network
-        self._stop = stop
-        self._failures = 0
-
-    def failed(self, error: TransientError, *, progressed: bool = False) -> None:
-        """Waits before the next attempt, or raises `error` when there were enough; progress starts a new count."""
-        self._failures = 1 if progressed else self._failures + 1
-        if self._failures >= self._network.attempts:
-            raise error
-        delay = min(self._network.backoff * 2 ** (self._failures - 1), _LONGEST_DELAY) * (0.5 + random.random())
-        if error.retry_after is not None:
-            if error.retry_after > _LONGEST_RETRY_AFTER:
-                raise error
-            delay = max(delay, error.retry_after)
-        self._stop.sleep(delay)
 
 
 def _read_file(url: str, limit: int) -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.settings import Settings, config_path, home_of
+from builder.errors import UsageError
+from builder.settings import CONFIG, Settings, config_path, config_text, home_of
 from builder.store import Store
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class Ambient:
         home = home_of(environ)
         path = config_path(environ, home)
         text = ""
-        with suppress(OSError, UnicodeDecodeError):
-            text = path.read_text(encoding="utf-8")
+        with nullcontext() if environ.get(CONFIG) else suppress(UsageError):  # what nobody has named is left alone
+            text = config_text(path, environ)
         settings = Settings.parse(text, path, environ, home)
         settings = replace(settings, store=cache or settings.store, offline=offline or settings.offline)
         return cls(settings, environ, plain_http)

@@ -48,7 +48,7 @@ class Destination:
         try:
             reference = Reference.parse(text)
         except BadReferenceError as error:
-            raise UsageError(str(error), hint=f"{error.hint}; or write oci:DIR or oci-archive:FILE") from error
+            raise UsageError(str(error), hint=_remedy(text, error)) from error
         name = replace(reference, tag=None, digest=None)
         return Repository(name, tag=reference.tag, digest=reference.digest)
 
@@ -112,6 +112,13 @@ class Repository(Destination):
 
     def _place(self) -> str:
         return str(self.name)
+
+
+def _remedy(text: str, error: BadReferenceError) -> str:
+    """What to write instead of what is no reference."""
+    if text.startswith(("/", "./", "../", "~")):
+        return f"write oci:{text} for a folder, or oci-archive:{text} for a file"
+    return f"{error.hint}; or write oci:DIR or oci-archive:FILE"
 
 
 def is_tag(text: str) -> bool:

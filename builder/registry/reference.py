@@ -18,7 +18,9 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HOST = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
 )
+_HOST_AND_PORT = re.compile(r"(?:localhost|.*[.\]].*):[0-9]+")
 _MAX_REPOSITORY = 255
+_SCHEMES = ("docker", "http", "https")
 
 
 class BadReferenceError(UsageError):
@@ -39,8 +41,12 @@ class Reference:
         """Raises `BadReferenceError` that says what is wrong; a registry is never guessed."""
         shown = repr(text)
         if "://" in text:
-            raise BadReferenceError(f"{shown}: a reference has no scheme", hint="write HOST/REPOSITORY:TAG")
+            scheme, _, bare = text.partition("://")
+            instead = bare if scheme in _SCHEMES and "://" not in bare else "HOST/REPOSITORY:TAG"
+            raise BadReferenceError(f"{shown}: a reference has no scheme", hint=f"write {instead}")
         host, slash, rest = text.partition("/")
+        if not slash and _HOST_AND_PORT.fullmatch(host) and _is_usable(host.lower()):
+            raise BadReferenceError(f"{shown}: the repository is missing", hint=f"write {host}/REPOSITORY:TAG")
         if not slash or not _is_host(host):
             raise BadReferenceError(
                 f"{shown}: the registry is missing", hint=f"write HOST/{text}, as localhost:5000/{text}"

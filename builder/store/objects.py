@@ -20,7 +20,7 @@ from builder.oci.digest import Digest
 from builder.store import locks
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ELOOP})
 _READ = 4 << 20
 _OURS = f"{os.urandom(4).hex()}-"
 """How the names of temporary files of this process, and of those that it forks, begin."""
@@ -305,7 +305,7 @@ def _explained(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error.filename, (str, os.PathLike)) and not Path(error.filename).is_relative_to(root):
+        if isinstance(error.filename, (str, os.PathLike)) and not _is_of(root, Path(error.filename)):
             raise
         if error.errno in _FULL:
             raise StoreError(
@@ -319,3 +319,8 @@ def _explained(root: Path) -> Iterator[None]:
                 hint=f"make {root} writable for you, or name another place with XDG_CACHE_HOME",
             ) from error
         raise
+
+
+def _is_of(root: Path, path: Path) -> bool:
+    """Whether it is the store, in it, or a folder that it is in."""
+    return path.is_relative_to(root) or root.is_relative_to(path)

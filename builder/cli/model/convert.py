@@ -11,7 +11,7 @@ import click
 
 from builder.cli.context import Context
 from builder.cli.means import means_of
-from builder.cli.options import common, format_option, plain_http_option
+from builder.cli.options import common, existing, format_option, plain_http_option
 from builder.cli.table import table
 from builder.layers.untar import readable
 from builder.models.convert.report import PRECISIONS, Conversion, ConvertedFile, ConvertedTensor, Errors, Precision
@@ -60,10 +60,11 @@ def convert(
     """Converts, and prints what that did to the weights."""
     from builder.models.convert.folder import convert_into  # what only a conversion needs
     from builder.models.sources import Wanted, collect
+    from builder.models.sources.local import missing_hint
 
     root = Path()
     if scheme_of(src) is None:
-        path = Path(src).resolve()
+        path = existing(Path(src), missing_hint(src)).resolve()
         root, src = path.parent, path.name
     collected = collect(src, Wanted(include, exclude), means_of(context, root))
     size = sum(file.file.size for file in collected.files if file.file.path.endswith(".safetensors"))

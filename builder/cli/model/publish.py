@@ -14,7 +14,7 @@ import click
 
 from builder.cli.context import Context
 from builder.cli.means import means_of
-from builder.cli.options import common, format_option, plain_http_option
+from builder.cli.options import common, existing, format_option, plain_http_option
 from builder.cli.report import delivery_document, delivery_lines
 from builder.errors import BuilderError, UsageError
 from builder.models.artifact import EncodedModel, encode
@@ -85,10 +85,10 @@ def publish(
 ) -> None:
     """Publishes one model to all destinations."""
     places = [
-        named if named.tag or named.digest else named.tagged(DEFAULT_TAG)
-        for named in map(Destination.parse, destinations)
+        place if place.tag or place.digest else place.tagged(DEFAULT_TAG)
+        for place in map(Destination.parse, destinations)
     ]
-    second = [_of_image(named) for named in places] if with_image else []
+    second = [_of_image(place) for place in places] if with_image else []
     root, text = _rooted(source)
     model = Model(
         name=_checked(name or _name_of(source)),
@@ -131,7 +131,9 @@ def _rooted(source: str) -> tuple[Path, str]:
     """A source as a profile in the folder `root` would say it: a path that the user gives may lie anywhere, and be a symlink."""
     if scheme_of(source):
         return Path(), source
-    path = Path(os.path.realpath(source))
+    from builder.models.sources.local import missing_hint
+
+    path = Path(os.path.realpath(existing(Path(source), missing_hint(source))))
     return (path.parent, path.name) if path.name else (path, ".")
 
 

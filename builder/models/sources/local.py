@@ -55,10 +55,11 @@ def scan(root: Path, text: str, wanted: Wanted, store: Store | None, progress: P
         return _hashed({path: places[path] for path in paths}, store, progress)
     except OSError as error:
         where = os.path.relpath(error.filename, root) if isinstance(error.filename, str) else text
-        raise BuilderError(f"models: {where}: {error.strerror or error}", hint=_hint(text)) from error
+        raise BuilderError(f"models: {where}: {error.strerror or error}", hint=missing_hint(text)) from error
 
 
-def _hint(text: str) -> str:
+def missing_hint(text: str) -> str:
+    """What to do where the source `text` is not there."""
     if text.startswith(("oci:", "oci-archive:")):
         return f"`build model pull {text} DIR` makes a folder of a model in a layout; name that"
     return "name a file or folder that is there (`from` of the model, if a profile says it)"
