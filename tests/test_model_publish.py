@@ -196,7 +196,7 @@ def test_the_image_beside_it(registry: str, bert: Path, tmp_path: Path) -> None:
         (["bert", "oci:out@sha256:" + "0" * 64], 2, "a digest cannot be chosen"),
         (["bert", "oci:out:v1", "--title", "\udcff"], 1, "not UTF-8"),
         (["bert", "oci:out:v1", "--annotation", "a=\udcff"], 1, "not UTF-8"),
-        (["nothing", "oci:out:v1"], 1, "nothing: No such file"),
+        (["nothing", "oci:out:v1"], 2, "nothing: there is no such file"),
         (["bert", "oci:out:v1", "--include", "*.gguf"], 1, "no file is left"),
         (["https://127.0.0.1:9/x.gguf", "oci:out:v1", "--offline"], 1, "--offline forbids it"),
     ],
