@@ -1,11 +1,12 @@
 """Phases of a service's own start: marked where they happen, told to whoever measures, exported for dashboards.
 
-    from builder.start import ColdStartMonitor
+    from builder.start import IMPORTS, MODEL_LOAD, ColdStartMonitor
 
     start = ColdStartMonitor()
-    with start.phase("imports"):
+    with start.phase(IMPORTS):
         import torch
-    with start.phase("model load"):
+    start.gpu_context()
+    with start.phase(MODEL_LOAD):
         model = load()
     start.ready()
 
@@ -25,6 +26,10 @@ from dataclasses import dataclass
 
 VARIABLE = "LAYERWRIGHT_START"
 """The environment variable that names the file for marks."""
+
+IMPORTS, MODEL_PULL, MODEL_LOAD, GPU_CONTEXT = "imports", "model pull", "model load", "gpu context"
+"""Names of phases that budgets and advice know. Others are as good, and are shown as they are called."""
+_LIBCUDA = "libcuda.so.1"
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,28 @@ class ColdStartMonitor:
     def mark(self, name: str) -> None:
         """Ends a phase that began where the last one ended, the first with the process."""
         self._ended(MarkedPhase(name, self._last, self._clock()))
+
+    def gpu_context(self, device: int = 0, library: str = _LIBCUDA) -> bool:
+        """Makes the primary context of a GPU in this process, as a phase of its own; False, and no phase, where there is no driver
+        or no such GPU.
+
+        PyTorch, CuPy and all that uses CUDA's runtime go on with the same context: made by a thread while others import, it costs
+        nothing later. The context stays for as long as the process does (CUDA driver API: cuDevicePrimaryCtxRetain).
+        """
+        import ctypes  # only where it is asked for
+
+        begun = self._clock()
+        try:
+            driver = ctypes.CDLL(library)
+            found, context = ctypes.c_int(), ctypes.c_void_p()
+            if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(found), device):
+                return False
+            if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), found):
+                return False
+        except (OSError, AttributeError):
+            return False
+        self._ended(MarkedPhase(GPU_CONTEXT, begun, self._clock(), getattr(self._depth, "value", 0)))
+        return True
 
     def ready(self) -> None:
         """The service answers from now on; said again, it changes nothing."""

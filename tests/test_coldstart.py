@@ -106,6 +106,32 @@ def test_what_dashboards_read() -> None:
     assert all(int(span["endTimeUnixNano"]) >= int(span["startTimeUnixNano"]) for span in spans)
 
 
+DRIVER = """
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal > 1 ? 101 : 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &cuInit; return device; }
+"""
+
+
+def test_the_context_of_a_gpu(tmp_path: Path) -> None:
+    """A phase where there is a driver that makes one, nothing where there is none; advice is to make it beside the imports."""
+    source, library = tmp_path / "driver.c", tmp_path / "driver.so"
+    source.write_text(DRIVER)
+    subprocess.run(["gcc", "-fPIC", "-shared", "-o", library, source], check=True)
+    start = monitor(tmp_path / "marks")
+    assert not start.gpu_context(library=str(tmp_path / "none.so"))
+    assert not start.gpu_context(library="libc.so.6")  # a library, and no driver
+    assert not start.gpu_context(1, str(library))
+    assert not start.gpu_context(2, str(library))
+    assert start.phases == ()
+    assert start.gpu_context(library=str(library))
+    assert [found.name for found in start.phases] == ["gpu context"]
+    assert [mark.name for mark in phases.marks(tmp_path / "marks")] == ["gpu context"]
+    made = starts(Phase("pull", 0, 1.0), Phase("imports", 1, 0.5), Phase("gpu context", 1.5, 2.0))
+    advice = {item.key: item.gain for item in analysis.advise([Measurement(**{**vars(LAZY), "starts": (made,)})])}
+    assert advice["gpu-context"] == 0.5
+
+
 def test_the_monitor_knows_when_its_process_began() -> None:
     """And brings nothing along that takes time to import."""
     code = (

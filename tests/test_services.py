@@ -100,7 +100,8 @@ def service(home: Path, model: str) -> Iterator[int]:
 
 def start(home: Path, *arguments: str, **more: str) -> subprocess.Popen[str]:
     argv = [sys.executable, str(home / "app/service.py"), *arguments]
-    env = environment(home, PYTHONPATH=str(home / "app/client.pyz"), **more)
+    marks = {"LAYERWRIGHT_START": str(home / "marks")}
+    env = environment(home, PYTHONPATH=str(home / "app/client.pyz"), **marks, **more)
     return subprocess.Popen(argv, env=env, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -124,6 +125,9 @@ def test_sentences_become_vectors(home: Path) -> None:
             port, "POST", "/embed", json.dumps({"texts": ["sunny.", "The  SUNNY .", "rain"]}).encode()
         )
         assert (status, document["dimensions"]) == (200, WIDTH)
+        marked = [json.loads(line) for line in (home / "marks").read_text().splitlines()]
+        names = [mark.get("phase", "ready") for mark in marked]
+        assert names == ["imports", "model pull", "model load", "ready"]
         first, second, third = np.array(document["embeddings"])
         assert np.allclose(np.linalg.norm([first, second, third], axis=1), 1)
         assert np.inner(first, first) > np.inner(first, second) > np.inner(first, third)

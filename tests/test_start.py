@@ -129,6 +129,81 @@ def test_several_starts_by_an_address_that_answers(real: Real, folder: Path, pat
     assert all(f">{phase.name}<" in drawn for phase in found.starts[0].phases)
 
 
+SERVICE = """
+import os, sys, urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        host, _, model = os.environ["MODEL"].partition("/")
+        name, _, digest = model.partition("@")
+        with urllib.request.urlopen(f"http://{host}/v2/{name}/manifests/{digest}") as answer:
+            manifest = answer.read()
+        good = body == open("/models/small/data.json", "rb").read() and manifest
+        self.send_response(200 if good else 418)
+        self.end_headers()
+        self.wfile.write(b"as it was pulled" if good else b"that is something else")
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_service_to_its_first_answer(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
+    """Its models come through the counted registry: into a folder before it starts, and by itself while it answers."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "data.json").write_bytes(b"[" + b"1," * 500_000 + b"1]")
+    done = run(["model", "publish", model, f"oci:{tmp_path / 'models'}:small"], tmp_path, {**os.environ})
+    assert done.code == 0, done.err
+    port = judges.free_port()
+    address = f"http://127.0.0.1:{port}/"
+    places = [part for to in ("/models/small", "MODEL") for part in ("--model", to, f"oci:{tmp_path / 'models'}:small")]
+    options = (f"oci:{real.out}", "--ready", address, "--entrypoint", "python", *places)
+    code = ("--", "-c", SERVICE, str(port))
+    found = started(folder, path, *options, "--again", "--post", address, model / "data.json", *code)
+    cold, again = found.starts
+    assert [phase.name for phase in cold.phases] == [
+        "resolve", "pull", "model pull", "create", "process", "program", "answer"
+    ]  # fmt: skip
+    for start in found.starts:
+        by_name = {phase.name: phase for phase in start.phases}
+        assert by_name["model pull"].bytes > 1_000_001
+        assert by_name["answer"].requests > 0
+        assert by_name["model pull"].spans == 0
+    assert again.spans == 0
+    assert "model pull" in picture.text(found)
+    refused = command(folder, path, *options, "--post", address, real.profile, *code)
+    assert refused.returncode == 1
+    assert "answered 418: that is something else" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (("--model", "models/x", "oci:{out}"), 2, "neither a folder"),
+        (("--model", "/models/../etc", "oci:{out}"), 2, "neither a folder"),
+        (("--model", "/a,dst=/etc", "oci:{out}"), 2, "neither a folder"),
+        (("--model", "MODEL", "oci:{out}/none"), 1, "none"),
+        (("--model", "/models/x", "oci:{out}"), 1, "model"),
+        (("--post", "127.0.0.1:80", "{profile}"), 2, "no address"),
+        (("--post", "http://127.0.0.1:80/", "{profile}.none"), 2, "does not exist"),
+    ],
+)
+def test_models_that_cannot_be_had(
+    options: tuple[str, ...], status: int, words: str, real: Real, folder: Path, path: str
+) -> None:
+    written = [option.format(out=real.out, profile=real.profile) for option in options]
+    done = command(folder, path, f"oci:{real.out}", *written)
+    assert done.returncode == status
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
+from builder import process
 from builder.cli.context import Context
 from builder.cli.work import platform_name
 from builder.coldstart import measure, state, tools
 from builder.coldstart.gateway import Gateway
-from builder.coldstart.images import Blobs, Startable, look
-from builder.coldstart.measure import Wanted
+from builder.coldstart.images import Blobs, Startable, look, sizes_of
+from builder.coldstart.measure import Means, Model, StartError, Wanted
 from builder.coldstart.ready import Ready
 from builder.coldstart.stack import Stack, stack
 from builder.coldstart.tools import Snapshotter, Tools
@@ -25,6 +28,11 @@ from builder.coldstart.values import Start
 from builder.errors import FetchError, UsageError
 from builder.oci.content import Source
 from builder.places.opening import open_source
+
+_SAID = 1000
+_MOST_POSTED = 256 << 20
+_FOLDER = re.compile(r"(/[A-Za-z0-9._-]+)+")  # what ctr's --mount takes as it is
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 STATE = Path("/var/lib/layerwright/starts")
 """Where stacks keep what they have, unless told otherwise."""
@@ -43,6 +51,8 @@ class Options:
     gpus: str
     platform: str | None
     folder: Path
+    models: tuple[tuple[str, str], ...] = ()
+    post: tuple[str, Path] | None = None
 
 
 def _ready(_: click.Context, __: click.Parameter, value: str) -> Ready:
@@ -66,6 +76,22 @@ _OPTIONS = (
     click.option("--entrypoint", default="", metavar="PROGRAM", help="What runs instead of the image's entrypoint."),
     click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable for the program."),
     click.option("--gpus", default="", metavar="N,...", help="The GPUs that the program gets, by their numbers."),
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        type=(str, str),
+        metavar="TO REF",
+        help="A model of the program, which it gets from the same counted registry: TO is the folder into which it is pulled "
+        "before the program starts, or the variable that tells the program where to pull it from.",
+    ),
+    click.option(
+        "--post",
+        type=(str, click.Path(dir_okay=False, exists=True, path_type=Path)),
+        default=None,
+        metavar="URL FILE",
+        help="Once it has started, post FILE to URL: the start ends with the answer.",
+    ),
     click.option("--platform", default=None, help="The platform to start.  [default: that of this machine]"),
     click.option(
         "--state",
@@ -102,6 +128,7 @@ class Starter:
     source: Source
     image: Startable
     wanted: Wanted
+    models: Mapping[str, tuple[Source, Blobs]] = field(default_factory=dict)
 
     @classmethod
     def prepare(cls, context: Context, options: Options, snapshotter: Snapshotter) -> Starter:
@@ -110,15 +137,28 @@ class Starter:
             raise UsageError("mounting layers needs root", hint="run it as root: sudo build ...")
         found = tools.find(context.environ, snapshotter)
         variables = tuple(_variable(text) for text in options.env)
+        models = tuple(_model(number, *named, context) for number, named in enumerate(options.models))
+        post = _posted(*options.post) if options.post else None
         source, reference = open_source(options.ref, context)
         platform = options.platform or f"linux/{platform_name()}"
         image = look(source, reference, platform)
         arguments = image.arguments(options.command, options.entrypoint)
         digest = str(image.top.digest)
-        wanted = Wanted(digest, platform, options.ready, options.timeout, arguments, variables, options.gpus)
+        wanted = Wanted(
+            digest,
+            platform,
+            options.ready,
+            options.timeout,
+            arguments,
+            variables,
+            options.gpus,
+            tuple(model for model, _, _ in models),
+            post,
+        )
         for left in state.sweep(options.folder):
             context.progress.note(f"{left}: left by a start that was killed; cleared away")
-        return cls(context, options.folder, snapshotter, found, source, image, wanted)
+        served = {model.repository: (source, blobs) for model, source, blobs in models}
+        return cls(context, options.folder, snapshotter, found, source, image, wanted, served)
 
     @contextmanager
     def stack(self, *, watched: bool = False) -> Iterator[tuple[Stack, Gateway]]:
@@ -126,7 +166,7 @@ class Starter:
         environ = self.context.environ
         with (
             state.state(self.folder) as place,
-            Gateway(self.source, Blobs(self.source, self.image.sizes)) as gateway,
+            Gateway(self.source, Blobs(self.source, self.image.sizes), self.models) as gateway,
             stack(
                 place, self.tools, self.snapshotter, gateway.address, self.wanted.platform, environ, watched=watched
             ) as running,
@@ -137,7 +177,8 @@ class Starter:
         self, running: Stack, gateway: Gateway, *, again: bool = False, look: Callable[[], None] = lambda: None
     ) -> Start:
         """One start (`measure.start`)."""
-        return measure.start(running, gateway, self.wanted, self._answers, again=again, look=look)
+        means = Means(self._answers, self._post, self._bring)
+        return measure.start(running, gateway, self.wanted, means, again=again, look=look)
 
     def _answers(self, url: str) -> bool:
         try:
@@ -145,6 +186,39 @@ class Starter:
                 return 200 <= answer.status < 300
         except FetchError:
             return False
+
+    def _post(self, url: str, body: bytes) -> None:
+        try:
+            with self.context.client.send("POST", url, body=body, read_timeout=self.wanted.timeout) as answer:
+                if not 200 <= answer.status < 300:
+                    said = answer.response.read(_SAID).decode(errors="replace").strip()
+                    raise StartError(f"{url}: answered {answer.status}: {said}", hint="correct what --post sends")
+        except FetchError as error:
+            raise StartError(f"no answer to what --post sends: {error}") from error
+
+    def _bring(self, address: str, folder: Path) -> None:
+        """By the command that init containers run, in a process of its own."""
+        code = "from builder.cli.main import main; main()"
+        command = [sys.executable, "-c", code, "model", "pull", "--quiet", "--no-cache", address, str(folder)]
+        process.run(command, env=self.context.environ, timeout=self.wanted.timeout)
+
+
+def _model(number: int, to: str, ref: str, context: Context) -> tuple[Model, Source, Blobs]:
+    """A model as it is served; `to` is an absolute folder or the name of a variable."""
+    if not ((_FOLDER.fullmatch(to) and ".." not in to.split("/")) or _NAME.fullmatch(to)):
+        hint = "write --model /models/NAME REF, or --model VARIABLE REF"
+        raise UsageError(f"--model {to}: neither a folder in the container nor a variable", hint=hint)
+    source, reference = open_source(ref, context)
+    top = source.resolve(reference)
+    return Model(to, f"model-{number}", str(top.digest)), source, Blobs(source, sizes_of(source, top))
+
+
+def _posted(url: str, path: Path) -> tuple[str, bytes]:
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--post {url}: no address", hint="write --post http://127.0.0.1:8080/ocr FILE")
+    if path.stat().st_size > _MOST_POSTED:
+        raise UsageError(f"--post {path}: more than {_MOST_POSTED >> 20} MiB", hint="post something smaller")
+    return url, path.read_bytes()
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from builder.coldstart.trace import Trace
 from builder.coldstart.values import Measurement, Summary
 from builder.progress import human_size
+from builder.start import GPU_CONTEXT, IMPORTS, MODEL_LOAD, MODEL_PULL
 
 LAZY_BELOW = 0.3
 """Where a start reads less than about this share of an image, starting it lazily is faster than pulling it."""
 _WORTH = 0.05
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "pull": ("resolve", "pull"),
-    "model": ("model pull", "model load"),
+    "model": (MODEL_PULL, MODEL_LOAD),
 }
 
 
@@ -71,7 +72,7 @@ def advise(measurements: Sequence[Measurement], trace: Trace | None = None) -> t
     if lazily:
         found += _reading(lazily, trace)
     for item in filter(None, (lazily or whole,)):
-        found += _models(Summary.of(item.cold()))
+        found += [*_models(Summary.of(item.cold())), *_context(Summary.of(item.cold()))]
     worth = [item for item in found if item.gain is None or item.gain > _WORTH]
     return tuple(sorted(worth, key=lambda item: (item.gain is None, -(item.gain or 0.0), item.key)))
 
@@ -156,9 +157,20 @@ def _reading(lazily: Measurement, trace: Trace | None) -> Iterator[Advice]:
             yield Advice("bytecode", None, why, "python.bytecode: true")
 
 
+def _context(summary: Summary) -> Iterator[Advice]:
+    """A GPU's context needs nothing of what is imported or pulled before it."""
+    made = summary.phases.get(GPU_CONTEXT)
+    if made:
+        beside = sum(summary.phases[name].median for name in (IMPORTS, MODEL_PULL) if name in summary.phases)
+        how = "threading.Thread(target=start.gpu_context).start(), before what is imported (builder.start)"
+        yield Advice(
+            "gpu-context", min(made.median, beside), "the GPU's context can be made beside imports and pulls", how
+        )
+
+
 def _models(summary: Summary) -> Iterator[Advice]:
     """Models are pulled and loaded by what they weigh."""
-    pulled = summary.phases.get("model pull")
+    pulled = summary.phases.get(MODEL_PULL)
     if pulled:
         yield Advice(
             "fp16", pulled.median / 2, "a model in half precision has half of the bytes", "models: precision: fp16"

@@ -1,7 +1,8 @@
 """The registry as a starting node sees it: everything that the node asks for passes here and is counted.
 
-A server on the loopback that serves one image out of any `Source`. What the real clients fetch, when, and how much of
-which blob, is then known exactly, whatever registry it comes from; and that registry's credentials are ours to give.
+A server on the loopback that serves one image, and the models of its program, out of any `Source`. What the real clients
+fetch, when, and how much of which blob, is then known exactly, whatever registry it comes from; and that registry's
+credentials are ours to give.
 Manifests and small requests: distribution-spec 1.1; blobs by ranges (RFC 9110 §14).
 """
 
@@ -11,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +26,7 @@ from builder.oci.digest import Digest
 NAME = "image"
 """The repository that the image is served from."""
 
-_PATH = re.compile(rf"/v2/{NAME}/(manifests|blobs|referrers)/([^/?]+)")
+_PATH = re.compile(r"/v2/([a-z0-9-]{1,100})/(manifests|blobs|referrers)/([^/?]+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -35,6 +36,7 @@ class Request:
     """One request of the node: when it came (seconds of `time.monotonic`), how long it took, and what was sent.
 
     `kind` is `manifest`, `blob` or `referrers`; a blob was sent from `start` to before `end`. `sent` counts the body's bytes.
+    `repository` is `NAME`, or that of a model.
     """
 
     at: float
@@ -45,6 +47,7 @@ class Request:
     end: int
     sent: int
     status: int
+    repository: str = NAME
 
 
 class Blobs(Protocol):
@@ -58,11 +61,10 @@ class Blobs(Protocol):
 
 
 class Gateway:
-    """Serves `source` on the loopback while its `with` block lasts."""
+    """Serves `source` on the loopback while its `with` block lasts, as the repository `NAME`, and `others` by their own names."""
 
-    def __init__(self, source: Source, blobs: Blobs) -> None:
-        self._source = source
-        self._blobs = blobs
+    def __init__(self, source: Source, blobs: Blobs, others: Mapping[str, tuple[Source, Blobs]] | None = None) -> None:
+        self._served = {NAME: (source, blobs), **(others or {})}
         self._guard = threading.Lock()
         self._requests: list[Request] = []
         self._failures: list[BuilderError] = []
@@ -109,20 +111,24 @@ class Gateway:
         with self._guard:
             self._failures.append(error)
 
-    def document(self, reference: str) -> tuple[str, bytes]:
-        """Media type and bytes of a manifest."""
-        descriptor = self._source.resolve(reference)
-        return descriptor.media_type, self._source.manifest(descriptor)
+    def serves(self, repository: str) -> bool:
+        return repository in self._served
 
-    def referrers(self, digest: str) -> bytes:
-        entries = [item.document() for item in self._source.referrers(Digest.parse(digest))]
+    def document(self, repository: str, reference: str) -> tuple[str, bytes]:
+        """Media type and bytes of a manifest."""
+        source, _ = self._served[repository]
+        descriptor = source.resolve(reference)
+        return descriptor.media_type, source.manifest(descriptor)
+
+    def referrers(self, repository: str, digest: str) -> bytes:
+        entries = [item.document() for item in self._served[repository][0].referrers(Digest.parse(digest))]
         return spec.encode({"schemaVersion": 2, "mediaType": spec.INDEX, "manifests": entries})
 
-    def size(self, digest: str) -> int | None:
-        return self._blobs.size(Digest.parse(digest))
+    def size(self, repository: str, digest: str) -> int | None:
+        return self._served[repository][1].size(Digest.parse(digest))
 
-    def ranges(self, digest: str, start: int, end: int) -> Iterator[bytes | memoryview]:
-        return self._blobs.ranges(Digest.parse(digest), start, end)
+    def ranges(self, repository: str, digest: str, start: int, end: int) -> Iterator[bytes | memoryview]:
+        return self._served[repository][1].ranges(Digest.parse(digest), start, end)
 
 
 class _Server(ThreadingHTTPServer):
@@ -155,34 +161,36 @@ def _handler(gateway: Gateway) -> type[BaseHTTPRequestHandler]:
                 self._send(200, {}, b"{}", with_body)
                 return
             found = _PATH.fullmatch(path)
-            if not found:
+            if not found or not gateway.serves(found[1]):
                 self._send(404, {}, b"{}", with_body)
                 return
-            kind, name = found[1].removesuffix("s") if found[1] != "referrers" else found[1], found[2]
+            repository, name = found[1], found[3]
+            kind = found[2].removesuffix("s") if found[2] != "referrers" else found[2]
             what = [0, 0, 404, 0]  # start, end, status, sent
             try:
                 with suppress(BrokenPipeError, ConnectionResetError):
-                    self._serve(kind, name, with_body, what)
+                    self._serve(repository, kind, name, with_body, what)
             except BuilderError as error:
                 gateway.failed(error)
                 self.close_connection = True
             start, end, status, sent = what
-            gateway.note(Request(begun, time.monotonic() - begun, kind, name, start, end, sent, status))
+            took = time.monotonic() - begun
+            gateway.note(Request(begun, took, kind, name, start, end, sent, status, repository))
 
-        def _serve(self, kind: str, name: str, with_body: bool, what: list[int]) -> None:
+        def _serve(self, repository: str, kind: str, name: str, with_body: bool, what: list[int]) -> None:
             if kind == "blob":
-                self._blob(name, with_body, what)
+                self._blob(repository, name, with_body, what)
                 return
             if kind == "manifest":
-                media_type, data = gateway.document(name)
+                media_type, data = gateway.document(repository, name)
                 headers = {"content-type": media_type, "docker-content-digest": str(Digest.of(data))}
             else:
-                data, headers = gateway.referrers(name), {"content-type": spec.INDEX}
+                data, headers = gateway.referrers(repository, name), {"content-type": spec.INDEX}
             self._send(200, headers, data, with_body)
             what[1:] = [len(data), 200, len(data) * with_body]
 
-        def _blob(self, name: str, with_body: bool, what: list[int]) -> None:
-            size = gateway.size(name) if _DIGEST.fullmatch(name) else None
+        def _blob(self, repository: str, name: str, with_body: bool, what: list[int]) -> None:
+            size = gateway.size(repository, name) if _DIGEST.fullmatch(name) else None
             if size is None:
                 self._send(404, {}, b"{}", with_body)
                 return
@@ -201,7 +209,7 @@ def _handler(gateway: Gateway) -> type[BaseHTTPRequestHandler]:
                 self.send_header(key, value)
             self.end_headers()
             if with_body:
-                for piece in gateway.ranges(name, start, end):
+                for piece in gateway.ranges(repository, name, start, end):
                     self.wfile.write(piece)
                     what[3] += len(piece)
 

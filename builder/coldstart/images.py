@@ -47,9 +47,20 @@ def look(source: Source, reference: str | None, platform: str) -> Startable:
         ) from error
 
 
-def _look(source: Source, top: Descriptor, platform: str) -> Startable:
-    sizes: dict[Digest, int] = {}
-    found: tuple[Mapping[str, Any], tuple[Descriptor, ...]] | None = None
+def sizes_of(source: Source, top: Descriptor) -> Mapping[Digest, int]:
+    """Every blob of what `top` is the manifest of, a model for instance. Raises `HostileInputError` for what is none."""
+    try:
+        return {
+            blob.digest: blob.size
+            for document in _documents(source, top)
+            for blob in map(Descriptor.parse, (document["config"], *document["layers"]))
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HostileInputError(f"{top.digest}: it is no artifact ({error})", hint="name another one") from error
+
+
+def _documents(source: Source, top: Descriptor) -> Iterator[dict[str, Any]]:
+    """The manifests that belong to it, without the indexes that name them."""
     waiting, seen = [top], 0
     while waiting:
         document: dict[str, Any] = json.loads(source.manifest(waiting.pop()))
@@ -57,6 +68,14 @@ def _look(source: Source, top: Descriptor, platform: str) -> Startable:
         seen += 1
         if seen + len(waiting) > _MOST_MANIFESTS:
             raise ValueError("too many manifests belong to it")
+        if "manifests" not in document:
+            yield document
+
+
+def _look(source: Source, top: Descriptor, platform: str) -> Startable:
+    sizes: dict[Digest, int] = {}
+    found: tuple[Mapping[str, Any], tuple[Descriptor, ...]] | None = None
+    for document in _documents(source, top):
         layers = tuple(Descriptor.parse(entry) for entry in document.get("layers") or ())
         sizes |= {layer.digest: layer.size for layer in layers}
         if "config" in document:

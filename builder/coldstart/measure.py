@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from builder.coldstart.stack import Stack
 from builder.coldstart.values import Start
 from builder.errors import BuilderError, ToolError
 from builder.process import Running
+from builder.start import MODEL_PULL
 
 MARKS = "LAYERWRIGHT_START"
 """The environment variable that names the file which a program writes its own marks to (`builder.start`)."""
@@ -33,9 +34,25 @@ class StartError(BuilderError):
 
 
 @dataclass(frozen=True)
+class Model:
+    """A model of the program, which the gateway has as `repository`: it is pulled into the folder `to` before the program starts,
+    as an init container does it, or the variable `to` tells the program where to pull it from."""
+
+    to: str
+    repository: str
+    digest: str
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is pulled for the program."""
+        return self.to.startswith("/")
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What is started: `digest` of the index or manifest, the program's `arguments` in full (none: the image's own), variables
-    and mounts added to those of the image, and when it counts as started, at most `timeout` seconds later."""
+    and models added to what the image has, and when it counts as started, at most `timeout` seconds later. `post` is an address
+    and what is posted there when it has started; the start ends with the answer, then."""
 
     digest: str
     platform: str
@@ -44,6 +61,18 @@ class Wanted:
     arguments: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     gpus: str = ""
+    models: tuple[Model, ...] = ()
+    post: tuple[str, bytes] | None = None
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a start does by others: `ask` says whether an address answers, `post` sends bytes to one and raises `BuilderError` if
+    that is no success, `bring` pulls the model of that address into a folder."""
+
+    ask: Callable[[str], bool]
+    post: Callable[[str, bytes], None]
+    bring: Callable[[str, Path], None]
 
 
 @dataclass
@@ -60,12 +89,12 @@ def start(
     stack: Stack,
     gateway: Gateway,
     wanted: Wanted,
-    ask: Callable[[str], bool],
+    means: Means,
     *,
     again: bool = False,
     look: Callable[[], None] = lambda: None,
 ) -> Start:
-    """Starts the image once, until it is ready, and ends it. `again`: the stack has it already, so that nothing is pulled.
+    """Starts the image once, until it is ready, and ends it. `again`: the stack has it already, so that only models are pulled.
 
     `look` is called when it is ready, before it is ended.
     Raises `StartError` with what the program or the stack said, `ToolError`, and what the source of the image raised.
@@ -81,12 +110,14 @@ def start(
             clock.end("resolve", _resolved(gateway.requests, begun))
             clock.end("pull")
         name = f"start-{time.monotonic_ns():x}"
+        folders = _brought(stack.folder / f"{name}-models", gateway, wanted, means, clock)
+        variables = tuple((model.to, _address(gateway, model)) for model in wanted.models if not model.is_folder)
         with (
-            _container(stack, reference, name, wanted, until) as marks,
+            _container(stack, reference, name, wanted, until, variables, folders) as marks,
             Opened(stack.folder, name) as opened,
         ):
             clock.end("create")
-            status = _run(stack, name, wanted, ask, until, clock, look)
+            status = _run(stack, name, wanted, means, until, clock, look)
             opened.stop()
             marked = phases.marks(marks)
     return phases.told(phases.Seen(begun, clock.ends, gateway.requests, opened.times), marked, status, again)
@@ -119,6 +150,22 @@ def _pull(stack: Stack, reference: str, wanted: Wanted, until: float) -> None:
     _timed(stack, until, "images", "pull", *options, reference)
 
 
+def _brought(folder: Path, gateway: Gateway, wanted: Wanted, means: Means, clock: _Clock) -> dict[str, Path]:
+    """Pulls the models that are to lie in folders; where they are, by their places in the container."""
+    found = {}
+    for model in wanted.models:
+        if model.is_folder:
+            folder.mkdir(mode=0o755, exist_ok=True)
+            found[model.to] = folder / model.repository
+            means.bring(_address(gateway, model), found[model.to])
+            clock.end(MODEL_PULL)
+    return found
+
+
+def _address(gateway: Gateway, model: Model) -> str:
+    return f"{gateway.address}/{model.repository}@{model.digest}"
+
+
 def _timed(stack: Stack, until: float, *arguments: str) -> bytes:
     left = until - time.monotonic()
     if left <= 0:
@@ -127,8 +174,17 @@ def _timed(stack: Stack, until: float, *arguments: str) -> bytes:
 
 
 @contextmanager
-def _container(stack: Stack, reference: str, name: str, wanted: Wanted, until: float) -> Iterator[Path]:
-    """A container that is gone afterwards; gives the file that the program's marks come to."""
+def _container(
+    stack: Stack,
+    reference: str,
+    name: str,
+    wanted: Wanted,
+    until: float,
+    variables: Sequence[tuple[str, str]] = (),
+    folders: Mapping[str, Path] | None = None,
+) -> Iterator[Path]:
+    """A container that is gone afterwards; gives the file that the program's marks come to. `folders` of this machine are mounted
+    at their places in it, to be read."""
     folder = stack.folder / name
     folder.mkdir()
     folder.chmod(0o755)
@@ -137,7 +193,9 @@ def _container(stack: Stack, reference: str, name: str, wanted: Wanted, until: f
     marks.chmod(0o666)  # whichever user the program is
     options = ["--snapshotter", stack.snapshotter, "--net-host"]
     options += ["--mount", f"type=bind,src={folder},dst={_PLACE},options=rbind:rw"]
-    for key, value in (*wanted.env, (MARKS, f"{_PLACE}/{marks.name}")):
+    for place, source in (folders or {}).items():
+        options += ["--mount", f"type=bind,src={source},dst={place},options=rbind:ro"]
+    for key, value in (*variables, *wanted.env, (MARKS, f"{_PLACE}/{marks.name}")):
         options += ["--env", f"{key}={value}"]
     if wanted.gpus:
         options += ["--gpus", wanted.gpus]
@@ -151,13 +209,7 @@ def _container(stack: Stack, reference: str, name: str, wanted: Wanted, until: f
 
 
 def _run(
-    stack: Stack,
-    name: str,
-    wanted: Wanted,
-    ask: Callable[[str], bool],
-    until: float,
-    clock: _Clock,
-    look: Callable[[], None],
+    stack: Stack, name: str, wanted: Wanted, means: Means, until: float, clock: _Clock, look: Callable[[], None]
 ) -> int | None:
     """Runs the program until it is ready; its exit status if it ended."""
     folder = stack.folder / name
@@ -172,8 +224,11 @@ def _run(
             if now - asked >= _ASK:
                 asked = now
                 stack.check()
-                if wanted.ready.reached(_printed(log), ask, lambda: phases.says_ready(folder / "marks")):
-                    clock.end("program")
+                if wanted.ready.reached(_printed(log), means.ask, lambda: phases.says_ready(folder / "marks")):
+                    clock.end(phases.PROGRAM)
+                    if wanted.post:
+                        means.post(*wanted.post)
+                        clock.end("answer")
                     look()
                     return None
             if now > until:
@@ -181,7 +236,7 @@ def _run(
                     f"it is not ready after {wanted.timeout:g} s{_said(log)}", hint="give it more time: --timeout"
                 )
             time.sleep(_POLL)
-        clock.end("program")
+        clock.end(phases.PROGRAM)
         if wanted.ready.text == "exit":
             if status != 0:
                 raise StartError(f"it ended with status {status}{_said(log)}")

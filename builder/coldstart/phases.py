@@ -8,11 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builder.coldstart.gateway import Request
+from builder.coldstart.gateway import NAME, Request
 from builder.coldstart.values import Phase, Start
 
 MOST_MARKS = 4 << 20
 """So many bytes of marks are read of a program, at most."""
+PROGRAM = "program"
+"""The phase in which the program runs until it is ready; phases that it marks are cut out of it."""
 _SHORT = 0.001
 
 
@@ -27,8 +29,8 @@ class Mark:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of a start, all times in seconds of `time.monotonic`: when it `begun`, the `ends` of its phases in order, the
-    last of which is the program's, what was asked of the registry, and when each file was opened first (None: not watched)."""
+    """What was seen of a start, all times in seconds of `time.monotonic`: when it began, the ends of its phases in order, `program`
+    among them, what was asked of the registry, and when each file was opened first (None: not watched)."""
 
     begun: float
     ends: Sequence[tuple[str, float]]
@@ -65,8 +67,8 @@ def _lines(path: Path) -> list[bytes]:
 
 def told(seen: Seen, marked: Sequence[Mark], status: int | None, again: bool) -> Start:
     """The phases one after another: those that the program marked are their own, and what lies between is the program's."""
-    stages, (program, end) = seen.ends[:-1], seen.ends[-1]
-    phases = []
+    end = seen.ends[-1][1]
+    phases: list[Phase] = []
     at = seen.begun
 
     def add(name: str, until: float) -> None:
@@ -75,14 +77,17 @@ def told(seen: Seen, marked: Sequence[Mark], status: int | None, again: bool) ->
         phases.append(_phase(name, at, until, seen))
         at = until
 
-    for name, until in stages:
-        add(name, until)
-    for mark in marked:
-        if mark.begin > at + _SHORT:
-            add(program, mark.begin)
-        add(mark.name, mark.end)
-    if not marked or end > at + _SHORT:
-        add(program, end)
+    for name, until in seen.ends:
+        if name != PROGRAM:
+            add(name, until)
+            continue
+        within = [mark for mark in marked if mark.begin < until]
+        for mark in within:
+            if mark.begin > at + _SHORT:
+                add(PROGRAM, mark.begin)
+            add(mark.name, min(mark.end, until))
+        if not within or until > at + _SHORT:
+            add(PROGRAM, until)
     there = [request for request in seen.requests if request.at <= end]
     return Start(
         tuple(phases),
@@ -110,4 +115,4 @@ def _phase(name: str, begin: float, end: float, seen: Seen) -> Phase:
 
 
 def _is_span(request: Request) -> bool:
-    return request.kind == "blob" and request.status == 206
+    return request.kind == "blob" and request.status == 206 and request.repository == NAME

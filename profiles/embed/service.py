@@ -22,11 +22,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from minilm import Encoder, Tokenizer
+from builder.start import IMPORTS, MODEL_LOAD, MODEL_PULL, ColdStartMonitor
 
-from builder.errors import BuilderError
-from builder.models import LazyModel, open_model
+START = ColdStartMonitor()
+"""Tells whoever measures what this service's start is made of."""
+
+with START.phase(IMPORTS):
+    import numpy as np
+    from minilm import Encoder, Tokenizer
+
+    from builder.errors import BuilderError
+    from builder.models import LazyModel, open_model
 
 WEIGHTS = ("embeddings.*", "encoder.*")
 """What of the model is used: its pooler is never fetched."""
@@ -48,7 +54,9 @@ class Embedder:
             tokenizer = Tokenizer(model.read("vocab.txt").decode())
             config = json.loads(model.read("config.json"))
             weights.wait()
-            return cls(tokenizer, Encoder(config, lambda name: model.tensor(name).numpy()), most)
+            START.mark(MODEL_PULL)
+            with START.phase(MODEL_LOAD):
+                return cls(tokenizer, Encoder(config, lambda name: model.tensor(name).numpy()), most)
 
     def embed(self, texts: Sequence[str]) -> Any:
         """One unit vector for each text."""
@@ -147,6 +155,7 @@ def serve(model: LazyModel[Embedder], port: int, settings: dict[str, int]) -> in
                 failed.set()
                 stop()
                 raise
+            START.ready()
             print("ready", flush=True)
 
         signal.signal(signal.SIGTERM, stop)
