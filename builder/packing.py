@@ -158,9 +158,9 @@ class Packer:
 
             return wheels.links(layer, store)
         if isinstance(layer, NixLayer):
-            from builder.sources import nix
+            from builder.sources import nixpaths
 
-            return _owned(nix.entries(layer, store), layer.folders)
+            return _owned(nixpaths.entries(layer, store), layer.folders)
         if isinstance(layer, EnvironmentLayer):
             from builder.sources import system
 

@@ -15,6 +15,19 @@ CONFIG = "build-users-group =\nsubstitute = false\nflake-registry =\n"
 SYSTEM = f"{os.uname().machine}-linux"
 
 
+DYING = """\
+#!/bin/sh
+# A daemon that dies as soon as it builds anything.
+exec 3<&0
+nix-daemon "$@" <&3 &
+exec 0</dev/null 3<&0 1>/dev/null
+while kill -0 $! 2>/dev/null; do
+    for file in {store}/nix/store/*.chroot; do [ ! -e "$file" ] || kill -9 $!; done
+    sleep 0.01
+done
+"""
+
+
 @dataclass(frozen=True)
 class Machine:
     """One machine: its own store of Layerwright, and its own of Nix."""
@@ -30,6 +43,17 @@ class Machine:
         output = ["-o", f"oci:{self.root / 'out'}"] if verb == "assemble" else []
         (self.root).mkdir(exist_ok=True, parents=True)
         return run([*verb.split(), self.project / "small.yaml", *output, *arguments], self.root, where)
+
+    def builder(self, name: str, speed: int = 1, *, dies: bool = False) -> str:
+        """Another machine, as `--builders` says it: a store below this one's folder; with `dies`, one that is lost in mid-build."""
+        store, more = self.root / name, ""
+        if dies:
+            self.root.mkdir(exist_ok=True, parents=True)
+            program = self.root / f"{name}-daemon"
+            program.write_text(DYING.format(store=store))
+            program.chmod(0o755)
+            more = f"&remote-program={program}"
+        return f"ssh-ng://localhost?remote-store={store}{more} {SYSTEM} - 2 {speed}"
 
     def nix(self, *arguments: str) -> str:
         """Runs a program of Nix on the machine's store."""

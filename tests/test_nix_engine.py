@@ -61,8 +61,7 @@ def test_another_store_of_ours_takes_what_nix_has(nix_machines: Machines, built:
 def test_a_remote_builder_gives_the_same(nix_machines: Machines) -> None:
     machine = nix_machines.new("near")
     far = machine.root / "far"
-    builder = f"ssh-ng://localhost?remote-store={far} {SYSTEM} - 2 1"
-    done = machine("assemble", "--engine", "nix", "--max-jobs", "0", "--builders", builder)
+    done = machine("assemble", "--engine", "nix", "--max-jobs", "0", "--builders", machine.builder("far"))
     assert done.digest == nix_machines.digest
     assert f"3 wheels: built on ssh-ng://localhost?remote-store={far}" in done.err
     assert "here" not in done.err
@@ -94,6 +93,25 @@ def test_a_newer_nix(nix_machines: Machines, newer_nix: Path, tmp_path: Path) ->
     )
     assert done.code == 1
     assert "hint: name a store that you may write to: NIX_REMOTE=/absolute/folder" in done.err
+
+
+def test_a_builder_that_is_lost_in_mid_build(nix_machines: Machines) -> None:
+    """Another one takes its place; where there is none, that is the end, and the machine is named."""
+    machine = nix_machines.new("lost")
+    dying = machine.builder("dying", 2, dies=True)
+    done = machine("assemble", "--engine", "nix", "--max-jobs", "0", "--builders", dying)
+    assert done.code == 1
+    assert "dying-daemon was lost while it built 3-wheels-" in done.err
+    assert "unexpected end-of-file; that is built again" in done.err
+    assert "error: nix build failed: cannot build on 'ssh-ng://localhost?remote-store=" in done.err
+    assert "hint: name a machine with --builders, or let this one build with --max-jobs" in done.err
+    subprocess.run(["chmod", "-R", "u+w", str(machine.root / "dying")], check=True)
+    shutil.rmtree(machine.root / "dying")
+    builders = f"{dying} ; {machine.builder('other')}"
+    done = machine("assemble", "--engine", "nix", "--max-jobs", "0", "--builders", builders)
+    assert done.digest == nix_machines.digest
+    assert "dying-daemon was lost while it built 3-wheels-" in done.err
+    assert f"3 wheels: built on ssh-ng://localhost?remote-store={machine.root / 'other'}" in done.err
 
 
 def test_packing_outside_of_a_sandbox_is_refused(nix_machines: Machines, built: Machine, tmp_path: Path) -> None:

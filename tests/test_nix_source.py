@@ -184,6 +184,15 @@ def test_a_store_that_was_tampered_with(copy: Path) -> None:
     assert "-libc-2.36: the bytes are not those of the lock" in wrong(copy, ["publish", "tools.yaml", "oci:out"])
 
 
+def test_nix_packs_what_comes_from_nix(copy: Path, project: Path) -> None:
+    """The engine makes the same layers; their inputs are the archives that the lock names, wherever the paths are."""
+    done = build(copy, ["assemble", "tools.yaml", "-o", "oci:out", "--engine", "nix"])
+    assert done.code == 0, done.err
+    told = sorted(line for line in done.err.splitlines() if line.startswith("nix: "))
+    assert told == ["nix: 4 nix paths: built here"]
+    assert Layout(copy / "out").blobs() == Layout(project / "out").blobs()
+
+
 def test_nothing_is_asked_of_nix_when_nothing_is_missing(project: Path) -> None:
     """Neither Nix nor its store are there."""
     tools = project / "no-nix"

@@ -124,7 +124,7 @@ def examine(work: Work, lock: Lock, locked: LockedPlatform, *, fetch: bool) -> E
 
 def _of_nix(work: Work, nix: LockedNix, found: Scan, *, fetch: bool) -> tuple[Finding, ...]:
     from builder.findings import nixpaths  # few images have anything from Nix
-    from builder.sources.nix import trees
+    from builder.sources.nixpaths import trees
 
     return nixpaths.report(trees(nix, work.context.store, work.fetcher.ensure if fetch else None), found.root)
 

@@ -15,7 +15,7 @@ from builder.errors import HostileInputError
 from builder.lock import LockedFile
 from builder.nix import runtime
 from builder.nix.inside import KINDS, encode, records
-from builder.nix.program import UNSIGNED, Nix, NixError
+from builder.nix.program import UNSIGNED, LostError, Nix, NixError
 from builder.oci.digest import Digest
 from builder.plan import Layer
 from builder.store import Store, hash_of
@@ -90,9 +90,9 @@ class Engine:
             self._bring(chosen if self.rebuild else lacking, store, ensure)
         arguments = [*file, *attributes]
         link = ["--out-link", str(folder / "result")]
-        told = _Told({name: layer.name for name, layer in names.items()}, self.nix.note)
+        called = {name: layer.name for name, layer in names.items()}
         try:
-            built = self.nix.build([*arguments, *link], told)
+            built = self._built([*arguments, *link], called)
         except NixError as error:
             rest = [layer for layer in chosen if layer not in lacking]
             inputs = {file.sha256 for layer in rest for file in plans.files(layer)}
@@ -104,10 +104,18 @@ class Engine:
                 raise
             self.nix.note("nix: a cache did not give what it said it had: that is built")
             self._bring(rest, store, ensure)
-            built = self.nix.build([*arguments, *link], told)
+            built = self._built([*arguments, *link], called)
         if self.rebuild:
-            self.nix.build([*arguments, "--no-link", "--rebuild"], told)
+            self._built([*arguments, "--no-link", "--rebuild"], called)
         return built
+
+    def _built(self, arguments: Sequence[str], called: Mapping[str, str]) -> tuple[str, ...]:
+        """Builds, once again where a machine was lost: Nix asks others, or makes it here, if it cannot be reached any more."""
+        try:
+            return self.nix.build(arguments, _Told(called, self.nix.note))
+        except LostError as error:
+            self.nix.note(f"nix: {error}; that is built again")
+            return self.nix.build(arguments, _Told(called, self.nix.note))
 
     def runtime(self, store: Store) -> str:
         """The store path of the packer; it is added if it is not there."""

@@ -20,10 +20,10 @@ from builder.errors import BuilderError
 from builder.lock import SociSettings
 from builder.oci.digest import Digest
 from builder.packing import Folder, Packer, ztoc_key
-from builder.plan import Layer, LinksLayer, SystemLayer, WheelLayer
+from builder.plan import Layer, LinksLayer, NixLayer, SystemLayer, WheelLayer
 from builder.store import Store
 
-KINDS: Mapping[str, type[Any]] = {"links": LinksLayer, "system": SystemLayer, "wheels": WheelLayer}
+KINDS: Mapping[str, type[Any]] = {"links": LinksLayer, "nix": NixLayer, "system": SystemLayer, "wheels": WheelLayer}
 """The layers that can be packed from locked files alone, by the names that specifications give them."""
 MARK = "layerwright error: "
 """What the line begins with that tells of an error: JSON of its message and its hint follow."""

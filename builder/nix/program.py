@@ -23,6 +23,11 @@ UNSIGNED = "signed by any of the keys"
 """What Nix says of something in a cache whose signature does not count."""
 _IGNORED = "Ignoring setting "
 """What newer versions warn of in every program, if nix.conf has something that counts for others alone."""
+_LOST = re.compile(
+    r"unexpected end-of-file|disconnected unexpectedly|[Bb]roken pipe|[Cc]onnection (?:reset|closed|timed out)"
+    r"|closed by remote host"
+)
+_DERIVATION = re.compile(r"/nix/store/[0-9a-z]{32}-[^\s'\"]+\.drv")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _HASH = len("/nix/store/") + 33
 _MOST = 40
@@ -57,6 +62,12 @@ class Where(Protocol):
 
 class NixError(ToolError):
     """Nix is missing, too old, or failed."""
+
+
+class LostError(NixError):
+    """The connection to a machine that was building broke off."""
+
+    hint = "look at that machine, or leave it out of --builders; what others have built is kept"
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ class Nix:
         """Builds and gives the outputs' store paths; `where` is told the name of every derivation and which machine or cache
         it comes from, as that begins."""
         log = _Log(where, self.note)
-        argv = self._argv("build", "--log-format", "internal-json", "--json", *arguments)
+        argv = self._argv("build", "--log-format", "internal-json", "--json", "--keep-going", *arguments)
         status, out = follow(argv, log, env=self.environ, hint=_INSTALL)
         if status:
             raise log.failure()
@@ -203,6 +214,12 @@ class _Log:
             return BuilderError(message, hint=hint)
         if self._unsigned:
             return _failure(self._unsigned, "nix build")
+        text = "\n".join(self._errors)
+        if lost := _LOST.search(text):
+            names = set(map(_name, _DERIVATION.findall(text)))
+            for name, place in self._activities.values():
+                if place and name in names:
+                    return LostError(f"{place} was lost while it built {name}: {lost[0]}", output=text)
         return _failure(self._errors, "nix build")
 
 

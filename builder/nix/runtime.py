@@ -25,8 +25,6 @@ from builder.process import run
 
 ENTRY = "builder.nix.inside"
 NAME = "layerwright-packer"
-_NEVER = frozenset({"builder.sources.nix"})
-"""What layers that no derivation packs would import."""
 _LIBRARIES = ("backports", "debian", "deflate", "packaging", "yaml", "zlib_ng")
 """What the modules import; a test reads their sources."""
 _LEFT_OUT = re.compile(
@@ -78,7 +76,7 @@ def fingerprint() -> str:
 
 def parts() -> frozenset[str]:
     """The modules of ours that packing needs."""
-    return modules((ENTRY,), _NEVER)
+    return modules((ENTRY,), ())
 
 
 def _libraries() -> Iterator[str]:
