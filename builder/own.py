@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.errors import BuilderError
-from builder.lock import Lock, LockedInclude, LockedLocal, LockedStart, LockedTemplate, SociSettings
+from builder.lock import Lock, LockedCompression, LockedInclude, LockedLocal, LockedStart, LockedTemplate, SociSettings
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.profile import LoadedProfile, Profile
@@ -110,3 +110,17 @@ def soci_settings(profile: Profile) -> SociSettings:
     spans = "adaptive" if soci.spans == "adaptive" else ""
     platform = "unknown" if soci.platform == "unknown" else ""
     return SociSettings(soci.enabled, int(soci.span_size), int(soci.min_layer_size), spans, platform)
+
+
+def compression(profile: Profile, previous: Lock | None) -> LockedCompression | None:
+    """How layers are compressed, as the profile says; a version that was locked stays."""
+    kind = profile.publish.compression
+    if kind in (None, "gzip"):
+        return None
+    if previous and previous.compression and previous.compression.kind == kind:
+        return previous.compression
+    if kind == "none":
+        return LockedCompression("none")
+    from builder.layers import zstd  # few images are compressed with it
+
+    return LockedCompression("zstd", zstd.VERSION, zstd.LEVEL)

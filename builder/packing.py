@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.baseimage import LockedFolder
 from builder.errors import BuilderError, HostileInputError, StaleLockError, StoreError
 from builder.image import BuiltLayer
+from builder.layers.member import GzipMember
 from builder.layers.merge import Origin, merge
-from builder.layers.pack import PackedLayer, pack
+from builder.layers.pack import Open, PackedLayer, pack
 from builder.layers.spans import LayerSpans
 from builder.layers.tar import BLOCK, Entry, Inline, Kind
 from builder.lock import LockedTemplate, SociSettings
@@ -33,6 +35,7 @@ from builder.plan import (
     WheelLayer,
     files,
     inputs,
+    media_type,
 )
 from builder.soci import index, ztoc
 from builder.sources import local
@@ -90,7 +93,7 @@ class Packer:
         if record is None:
             return None
         try:
-            blob = Descriptor(spec.LAYER_GZIP, Digest.parse(record["objects"][0]), int(record["size"]))
+            blob = Descriptor(media_type(layer), Digest.parse(record["objects"][0]), int(record["size"]))
             found = self._ztoc(blob, store)
             if found is None:
                 return None
@@ -131,11 +134,13 @@ class Packer:
         with store.temporary() as blob, store.temporary() as windows, store.workspace() as spool:
             try:
                 entries = self._entries(layer, store, spool)
-                packed = pack(entries, blob, windows, self.soci.span_size, _Scaled(layer, entries, advance))
+                scaled = _Scaled(layer, entries, advance)
+                packed = pack(entries, blob, windows, self.soci.span_size, scaled, _sink(layer))
             except (BuilderError, FileNotFoundError) as error:
                 raise _explained(error, layer, store) from error
             store.adopt(blob, packed.digest)
-            self.put_ztoc(packed.digest, packed.spans, store)
+            if packed.spans.checkpoints:
+                self.put_ztoc(packed.digest, packed.spans, store)
             listing = store.put(_listing(packed, entries))
         record = {
             "name": layer.name,
@@ -182,6 +187,19 @@ class Packer:
             store.adopt(path, described.digest)
         record = {"objects": [str(described.digest)], "size": described.size, "spans": len(spans.checkpoints)}
         store.put_record("ztoc", ztoc_key(blob, self.soci.span_size), record)
+
+
+def _sink(layer: Layer) -> Open:
+    """What writes the blob of a layer."""
+    if isinstance(layer, BaseLayer) or layer.compression is None:
+        return GzipMember
+    from builder.layers.plain import TarBlob  # few images need it
+
+    if layer.compression.kind == "none":
+        return TarBlob
+    from builder.layers import zstd
+
+    return partial(TarBlob, compress=zstd.encoder(layer.compression.version, layer.compression.level or 0))
 
 
 def _is(text: bytes, template: LockedTemplate) -> bool:

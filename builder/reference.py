@@ -93,6 +93,7 @@ budget: {total: 20s, pull: 5s, model: 10s}
 
 publish:
   soci: {enabled: true, span-size: 4MiB, min-layer-size: 10MiB, spans: adaptive, platform: unknown}
+  compression: gzip
   to: oci:out/sdxl-turbo
   models: localhost:5000/models
 """
@@ -100,7 +101,7 @@ publish:
 _HEAD = """\
 # The profile
 
-<!-- Generated from builder/profile/model.py by builder/reference.py. -->
+<!-- Generated from builder/profile by builder/reference.py. -->
 
 A profile is a YAML file that says what an image is made of and how it starts. It is read strictly: unknown keys, wrong
 types, keys that stand twice and combinations that cannot be are all reported at once, each with its place.

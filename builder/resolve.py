@@ -27,7 +27,7 @@ from builder.lock import (
 )
 from builder.oci.content import Source
 from builder.oci.spec import Platform
-from builder.own import Local, execution, own_places, soci_settings
+from builder.own import Local, compression, execution, own_places, soci_settings
 from builder.packing import Folder, Packer
 from builder.profile import PYTHON_OF, Cuda, LoadedProfile, Model, Profile, Python
 from builder.progress import Progress
@@ -105,6 +105,7 @@ def resolve(
         start=found.start,
         image=execution(profile),
         soci=soci_settings(profile),
+        compression=compression(profile, previous),
     )
     return lock if lock == previous else replace(lock, created=created)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from builder.asked import request_in, request_of
 from builder.lock import FORMAT, Lock, LockedLocal, LockedTemplate
-from builder.own import Local, execution, soci_settings
+from builder.own import Local, compression, execution, soci_settings
 from builder.profile import LoadedProfile
 
 
@@ -46,8 +46,9 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
             and before != request_of(loaded, locked.platform, locked.image)
         ):
             reasons.append(f"the requirements of {locked.platform} have changed")
-    wanted = (tuple(sorted(profile.platforms)), execution(profile), soci_settings(profile))
-    if not reasons and (tuple(item.platform for item in lock.platforms), lock.image, lock.soci) != wanted:
+    wanted = (execution(profile), soci_settings(profile), compression(profile, lock))
+    platforms = [item.platform for item in lock.platforms] == sorted(profile.platforms)
+    if not reasons and not (platforms and (lock.image, lock.soci, lock.compression) == wanted):
         reasons.append("its settings are not those of the profile")
     return reasons
 

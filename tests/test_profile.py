@@ -115,6 +115,7 @@ def test_a_full_profile(tmp_path: Path) -> None:
         budget=Budget(total=Duration(20), pull=Duration(5), model=Duration(10)),
         publish=Publish(
             soci=Soci(span_size=Size(4 << 20), min_layer_size=Size(10 << 20), spans="adaptive", platform="unknown"),
+            compression="gzip",
             to="oci:out/sdxl-turbo",
             models="localhost:5000/models",
         ),

@@ -202,8 +202,10 @@ def _default(work: Work) -> Destination:
 
 def _report(context: Context, lock: Lock, image: Assembled, published: Sequence[Delivered], form: str) -> None:
     for platform in image.documents.unindexed if lock.soci.enabled else ():
-        least = human_size(lock.soci.min_layer_size)
-        context.progress.note(f"{platform}: no layer has {least}, so that no SOCI index is made; it is pulled whole")
+        why = f"no layer has {human_size(lock.soci.min_layer_size)}"
+        if lock.compression and lock.compression.kind == "zstd":
+            why = "there are no spans for layers of zstd"
+        context.progress.note(f"{platform}: {why}, so that no SOCI index is made; it is pulled whole")
     for each in image.images if lock.soci.enabled else ():
         for layer in each.layers:
             if layer.whole and layer.blob.size >= lock.soci.min_layer_size:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from builder.baseimage import COMPRESSIONS
 from builder.errors import BuilderError
 from builder.layercache.keys import PublicKey, SecretKey, signature_of
 from builder.oci import spec
@@ -76,6 +77,7 @@ class Record:
                     "size": self.blob.size,
                     "diff_id": str(self.diff_id),
                     "tar_size": self.tar_size,
+                    **({} if self.blob.media_type == spec.LAYER_GZIP else {"type": self.blob.media_type}),
                 },
                 "listing": {"digest": str(self.listing.digest), "size": self.listing.size},
                 "ztocs": [
@@ -101,7 +103,7 @@ class Record:
             layer, listing = document["layer"], document["listing"]
             record = cls(
                 Digest.parse(document["key"]),
-                Descriptor(spec.LAYER_GZIP, Digest.parse(layer["digest"]), _number(layer["size"])),
+                Descriptor(_type(layer), Digest.parse(layer["digest"]), _number(layer["size"])),
                 Digest.parse(layer["diff_id"]),
                 _number(layer["tar_size"]),
                 Descriptor(LISTING_TYPE, Digest.parse(listing["digest"]), _number(listing["size"])),
@@ -198,6 +200,14 @@ def _licence(sha256: object, told: Any) -> tuple[str, Mapping[str, object]]:
         ) and all(isinstance(item, str) for item in classifiers):
             return sha256, {"expression": expression, "text": text, "classifiers": classifiers}
     raise ValueError("what a wheel tells of its licence has another form")
+
+
+def _type(layer: Any) -> str:
+    """The type of a layer, told where it is not gzip."""
+    found = layer.get("type", spec.LAYER_GZIP)
+    if found not in COMPRESSIONS:
+        raise ValueError(f"{found!r:.80} is no type of a layer")
+    return str(found)
 
 
 def _number(value: object) -> int:

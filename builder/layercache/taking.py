@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from builder.baseimage import COMPRESSIONS
 from builder.layercache.entry import CachedZtoc, LyingCacheError, Record, rows_of
 from builder.layercache.memory import ORIGIN
 from builder.layers import foreign
@@ -16,7 +17,7 @@ from builder.lock import SociSettings
 from builder.oci.spec import Descriptor
 from builder.packing import Folder, Packer, ztoc_key
 from builder.parallel import Stop
-from builder.plan import Layer, WheelLayer, inputs
+from builder.plan import Layer, WheelLayer, inputs, media_type
 from builder.progress import human_size
 from builder.registry import Repository
 from builder.sbom.licences import RECORD as LICENCE
@@ -51,6 +52,8 @@ class Taker:
 
         Raises `LyingCacheError` where it is not what its record says, `FetchError`, and `StoreError`.
         """
+        if record.blob.media_type != media_type(layer):
+            raise LyingCacheError(f"it is of the type {record.blob.media_type}")
         self._check_size(layer, record)
         listing = small(self.repository, record.listing)
         rows_of(listing)
@@ -120,7 +123,13 @@ class Taker:
         store = self.store
         with store.temporary() as windows, store.path(record.blob.digest).open("rb") as blob:
             try:
-                scanned = foreign.scan(blob, "gzip", windows, self.soci.span_size, lambda _: self.stop.check())
+                scanned = foreign.scan(
+                    blob,
+                    COMPRESSIONS[record.blob.media_type],
+                    windows,
+                    self.soci.span_size,
+                    lambda _: self.stop.check(),
+                )
             except LayerError as error:
                 raise LyingCacheError(f"it is no layer: {error}") from error
             if (scanned.figures.diff_id, scanned.figures.tar_size) != (record.diff_id, record.tar_size):

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,14 @@ def engine() -> Engine:
     if not found:
         raise ToolError("no library to inflate with", hint="install the zlib-ng wheel or the system's zlib (zlib1g)")
     return found
+
+
+def inflater() -> tuple[Any, type[Exception]]:
+    """A decompressor of one raw stream, as `zlib.decompressobj` gives it, that need not stop at blocks; and what it raises."""
+    module: Any = zlib
+    with suppress(ImportError):
+        from zlib_ng import zlib_ng as module
+    return module.decompressobj(_RAW), module.error
 
 
 class Inflate:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
+from builder.layers.plain import PlainSpans
 from builder.layers.spans import Checkpoint, LayerSpans, TocEntry
 from builder.layers.stream import Figures, LayerError
 from builder.layers.untar import TarReader
@@ -49,9 +50,9 @@ def scan(
     `LayerError` where the blob is no such layer; what it says of its digest is for the caller to check.
     """
     with windows.open("wb") as out:
-        spans: _GzipSpans | _PlainSpans
+        spans: _GzipSpans | PlainSpans
         rule = full or (lambda last, end: end - last > span_size)
-        spans = _GzipSpans(out, rule) if compression == "gzip" else _PlainSpans(span_size)
+        spans = _GzipSpans(out, rule) if compression == "gzip" else PlainSpans(span_size)
         entries: list[TocEntry] = []
         told = 0
         with TarReader(blob, spans) as reader:
@@ -74,7 +75,7 @@ def scan(
     toc = tuple(entries)
     if why := _why_whole(compression, toc, spans, has_global_header):
         return Scanned(figures, toc, None, why)
-    plain = isinstance(spans, _PlainSpans)
+    plain = isinstance(spans, PlainSpans)
     checkpoints, digests = tuple(spans.checkpoints), tuple(spans.digests)
     size = figures.archive_size
     return Scanned(
@@ -89,7 +90,7 @@ def _tell(advance: Callable[[int], None], position: int, told: int) -> int:
 
 
 def _why_whole(
-    compression: str, toc: tuple[TocEntry, ...], spans: _GzipSpans | _PlainSpans, has_global_header: bool
+    compression: str, toc: tuple[TocEntry, ...], spans: _GzipSpans | PlainSpans, has_global_header: bool
 ) -> str:
     """Why no ztoc can describe a layer; the real tool refuses the same ones, or nobody could mount what it writes."""
     if compression == "zstd":
@@ -140,39 +141,3 @@ class _GzipSpans:
         """The blob was read to its end."""
         self.blob(memoryview(b""))
         self.digests.append(Digest(self._hash.hexdigest()))
-
-
-class _PlainSpans:
-    """A witness of a layer without compression: spans of equal lengths, the last one shorter."""
-
-    def __init__(self, span_size: int) -> None:
-        self.checkpoints: list[Checkpoint] = []
-        self.digests: list[Digest] = []
-        self._span_size = span_size
-        self._hash = hashlib.sha256()
-        self._position = 0
-
-    def blob(self, data: memoryview) -> None:
-        """The next bytes of the blob."""
-        start = 0
-        while start < len(data):
-            place = self._position % self._span_size
-            if not place:
-                self._end()
-                self.checkpoints.append(Checkpoint(self._position, self._position, 0))
-            count = min(len(data) - start, self._span_size - place)
-            self._hash.update(data[start : start + count])
-            self._position += count
-            start += count
-
-    def boundary(self, in_offset: int, out_offset: int, bits: int, window: Callable[[], bytes]) -> None:
-        """Something is compressed after all; `scan` says so."""
-
-    def finish(self) -> None:
-        """The blob was read to its end."""
-        self._end()
-
-    def _end(self) -> None:
-        if self.checkpoints:
-            self.digests.append(Digest(self._hash.hexdigest()))
-            self._hash = hashlib.sha256()

@@ -37,6 +37,8 @@ class GzipMember:
     `finish`, `digest` and `size` are the blob's, `diff_id` and `tar_size` those of the tar.
     """
 
+    plain_spans = False
+
     def __init__(
         self, file: BinaryIO, windows: BinaryIO, span_size: int, advance: Callable[[int], None] = lambda count: None
     ) -> None:

@@ -7,11 +7,12 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from builder.errors import HostileInputError
 from builder.layers import tar
 from builder.layers.member import ContentHash, GzipMember
-from builder.layers.spans import LayerSpans, TocEntry
+from builder.layers.spans import Checkpoint, LayerSpans, TocEntry
 from builder.layers.tar import Entry, Inline, Kind, Member, Region
 from builder.oci.digest import Digest
 
@@ -29,20 +30,45 @@ class PackedLayer:
     crc32s: tuple[int, ...]
 
 
+class Sink(Protocol):
+    """What writes a blob; see `GzipMember`. `plain_spans` says that its spans have no windows."""
+
+    plain_spans: bool
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]: ...
+    @property
+    def span_digests(self) -> tuple[Digest, ...]: ...
+    def plain(self, data: bytes | memoryview) -> None: ...
+    def stream(
+        self, source: int, offset: int, compressed_size: int, size: int, label: str, algorithm: str | None = None
+    ) -> tuple[int, str]: ...
+    def finish(self) -> tuple[Digest, int, Digest, int]: ...
+    def close(self) -> None: ...
+
+
+Open = Callable[[BinaryIO, BinaryIO, int, Callable[[int], None]], Sink]
+"""Makes a sink of the files for the blob and its windows, the size of spans, and what is told of bytes of tar."""
+
+
 def pack(
     entries: Iterable[Entry],
     blob: Path,
     windows: Path,
     span_size: int,
     advance: Callable[[int], None] = lambda count: None,
+    sink: Open = GzipMember,
 ) -> PackedLayer:
     """Writes the layer of `entries`, in their order, to the file `blob` and its checkpoints' windows to `windows`.
 
-    The bytes depend on the entries alone. `advance` is told bytes of tar as they pass. Memory does not grow with content.
+    The bytes depend on the entries and the kind of `sink` alone. `advance` is told bytes of tar as they pass. Memory does
+    not grow with content.
     Raises `HostileInputError` where content is not what its entry says.
     """
     with blob.open("wb") as out, windows.open("wb") as windows_out, _Sources() as sources:
-        member = GzipMember(out, windows_out, span_size, advance)
+        member = sink(out, windows_out, span_size, advance)
         try:
             packed = [_entry(member, entry, sources) for entry in entries]
             member.plain(tar.END)
@@ -50,11 +76,12 @@ def pack(
         finally:
             member.close()
     toc = tuple(entry for entry, _ in packed)
-    spans = LayerSpans(span_size, size, tar_size, member.checkpoints, member.span_digests, windows, toc)
+    cuts, plain = member.checkpoints, member.plain_spans
+    spans = LayerSpans(span_size, size, tar_size, cuts, member.span_digests, windows, toc, plain)
     return PackedLayer(digest, size, diff_id, spans, tuple(crc32 for _, crc32 in packed))
 
 
-def _entry(member: GzipMember, entry: Entry, sources: _Sources) -> tuple[TocEntry, int]:
+def _entry(member: Sink, entry: Entry, sources: _Sources) -> tuple[TocEntry, int]:
     member.plain(tar.header(entry))
     offset, crc32 = member.position, 0
     if entry.kind is Kind.FILE:
@@ -63,7 +90,7 @@ def _entry(member: GzipMember, entry: Entry, sources: _Sources) -> tuple[TocEntr
     return tar.toc_entry(entry, offset), crc32
 
 
-def _content(member: GzipMember, entry: Entry, sources: _Sources) -> int:
+def _content(member: Sink, entry: Entry, sources: _Sources) -> int:
     """Packs the content of a file, checked; its CRC-32."""
     content = entry.content
     if isinstance(content, Inline):
@@ -82,7 +109,7 @@ def _content(member: GzipMember, entry: Entry, sources: _Sources) -> int:
     return crc32
 
 
-def _region(member: GzipMember, region: Region, sources: _Sources) -> tuple[int, str]:
+def _region(member: Sink, region: Region, sources: _Sources) -> tuple[int, str]:
     descriptor, done = sources.open(region.path), 0
     content = ContentHash(_algorithm(region))
     while done < region.size:
@@ -95,7 +122,7 @@ def _region(member: GzipMember, region: Region, sources: _Sources) -> tuple[int,
     return content.result()
 
 
-def _stream(member: GzipMember, content: Member, sources: _Sources) -> tuple[int, str]:
+def _stream(member: Sink, content: Member, sources: _Sources) -> tuple[int, str]:
     return member.stream(
         sources.open(content.path),
         content.offset,

@@ -59,7 +59,7 @@ class LayerSpans:
     `digests[i]` is of the blob's bytes from checkpoint i (one byte earlier where its `bits` is not 0)
     to the `in_offset` of checkpoint i+1; the last one reaches to the end of the blob. `tar_size` reaches to the end of the
     two blocks of zeros that end the archive, behind which more zeros may follow. In a layer that is no gzip (`plain`), spans
-    have equal lengths and there are no windows.
+    have equal lengths and there are no windows; where it is compressed otherwise, there are no checkpoints.
     """
 
     span_size: int

@@ -15,6 +15,7 @@ from builder.lock.closure import LockedNixPath
 from builder.lock.values import (
     FORMAT,
     Lock,
+    LockedCompression,
     LockedCuda,
     LockedDeb,
     LockedDebian,
@@ -39,6 +40,7 @@ __all__ = [
     "FORMAT",
     "Lock",
     "LockError",
+    "LockedCompression",
     "LockedCuda",
     "LockedDeb",
     "LockedDebian",

@@ -11,6 +11,7 @@ from builder.gpu.values import GpuContract
 from builder.lock.closure import CircleError, ordered
 from builder.lock.values import (
     Lock,
+    LockedCompression,
     LockedCuda,
     LockedFile,
     LockedLocal,
@@ -53,6 +54,8 @@ def problems(lock: Lock) -> Iterator[str]:
         yield f"{place} is locked twice"
     for item in local:
         yield from _place_problems(item)
+    if lock.compression:
+        yield from _compression_problems(lock.compression)
     for name in _twice(model.name for model in lock.models):
         yield f"the model {name} is locked twice"
     for model in lock.models:
@@ -93,6 +96,16 @@ def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
         yield f"{path}.python.compiler: there is nothing that it would compile"
     if platform.python and not set(platform.python.interpreter) <= {deb.name for deb in debs}:
         yield f"{path}.python.interpreter: it names packages that are not locked"
+
+
+def _compression_problems(compression: LockedCompression) -> Iterator[str]:
+    kind, version, level = compression.kind, compression.version, compression.level
+    if kind not in ("zstd", "none"):
+        yield f"$.compression.kind: {kind!r} is no compression"
+    elif kind == "none" and (version or level is not None):
+        yield "$.compression: there is no version or level of none"
+    elif kind == "zstd" and not (_NUMBERS.fullmatch(version) and level is not None and 1 <= level <= 22):
+        yield f"$.compression: {version!r} at level {level} is no zstd"
 
 
 def _model_problems(model: LockedModel) -> Iterator[str]:

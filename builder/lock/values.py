@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from builder.baseimage import LockedImage
 from builder.gpu.values import GpuContract
 from builder.lock.closure import LockedNixPath
+from builder.oci import spec
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
@@ -244,6 +245,21 @@ class SociSettings:
 
 
 @dataclass(frozen=True)
+class LockedCompression:
+    """How the layers that are made are compressed, where that is not gzip: `kind` is `zstd` or `none`. Of zstd it says the
+    `version` of the library and the `level`: other ones have other bytes."""
+
+    kind: str
+    version: str = ""
+    level: int | None = None
+
+    @property
+    def media_type(self) -> str:
+        """That of the layers."""
+        return spec.LAYER_ZSTD if self.kind == "zstd" else spec.LAYER
+
+
+@dataclass(frozen=True)
 class LockedStart:
     """What the start of a container of `platform` reads, as rendered files: the ranges, whose source is the trace and whose
     `template` is the digest of that, and before them the launcher of the number `launcher` that reads ahead (0: none)."""
@@ -269,4 +285,5 @@ class Lock:
     start: LockedStart | None = None
     image: Execution = field(default_factory=Execution)
     soci: SociSettings = field(default_factory=SociSettings)
+    compression: LockedCompression | None = None
     format: int = FORMAT

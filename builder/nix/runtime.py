@@ -25,7 +25,7 @@ from builder.process import run
 
 ENTRY = "builder.nix.inside"
 NAME = "layerwright-packer"
-_LIBRARIES = ("backports", "debian", "deflate", "packaging", "yaml", "zlib_ng")
+_LIBRARIES = ("backports", "debian", "deflate", "packaging", "yaml", "zlib_ng", "zstandard")
 """What the modules import; a test reads their sources."""
 _LEFT_OUT = re.compile(
     r"(__pycache__|config-.*|dist-packages|ensurepip|idlelib|lib2to3|pydoc_data|site-packages|test|tests|tkinter|turtledemo)$"
@@ -80,8 +80,8 @@ def parts() -> frozenset[str]:
 
 
 def _libraries() -> Iterator[str]:
-    """Newer versions of Python bring what `backports` has."""
-    return (name for name in _LIBRARIES if name != "backports" or find_spec(name))
+    """Newer versions of Python bring what `backports` has, and few need `zstandard` beside it."""
+    return (name for name in _LIBRARIES if name not in ("backports", "zstandard") or find_spec(name))
 
 
 def _stat(path: Path) -> tuple[str, int, int]:

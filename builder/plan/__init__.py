@@ -14,6 +14,7 @@ from builder import baseimage
 from builder.baseimage import LockedFolder, LockedImage
 from builder.lock import (
     Lock,
+    LockedCompression,
     LockedCuda,
     LockedFile,
     LockedLocal,
@@ -43,6 +44,7 @@ from builder.plan.values import (
     WheelLayer,
     files,
     inputs,
+    media_type,
     nix_file,
 )
 
@@ -63,6 +65,7 @@ __all__ = [
     "base_layers",
     "files",
     "inputs",
+    "media_type",
     "nix_file",
     "plan",
 ]
@@ -115,7 +118,17 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
 
         annotations |= labels(locked.gpu)
     told = tuple(sorted(annotations.items()))
+    if lock.compression:
+        layers = [_compressed(layer, lock.compression) for layer in layers]
     return PlatformPlan(locked.platform, tuple(layers), config, locked.image, told, reads)
+
+
+def _compressed(layer: Layer, compression: LockedCompression) -> Layer:
+    """A layer of ours as another blob; those of a base image stay what they are."""
+    if isinstance(layer, BaseLayer):
+        return layer
+    how = {"kind": compression.kind, "version": compression.version, "level": compression.level}
+    return replace(layer, key=Digest.of(spec.encode({"layer": str(layer.key), **how})), compression=compression)
 
 
 def base_layers(image: LockedImage) -> list[BaseLayer]:

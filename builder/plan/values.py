@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from builder.baseimage import LockedFolder, LockedImage
 from builder.lock import (
+    LockedCompression,
     LockedDeb,
     LockedFile,
     LockedLocal,
@@ -15,6 +16,7 @@ from builder.lock import (
     LockedWheel,
     SociSettings,
 )
+from builder.oci import spec
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
@@ -49,6 +51,7 @@ class EnvironmentLayer:
     key: Digest
     executable: str
     python: str
+    compression: LockedCompression | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class SystemLayer:
     packages: tuple[LockedDeb, ...]
     executable: str | None
     python: str | None
+    compression: LockedCompression | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class WheelLayer:
     wheels: tuple[LockedWheel, ...]
     python: str
     bytecode: Bytecode | None
+    compression: LockedCompression | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class FilesLayer:
     files: tuple[LockedLocal, ...]
     templates: tuple[LockedTemplate, ...]
     folders: tuple[LockedFolder, ...] = ()
+    compression: LockedCompression | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ class LinksLayer:
     wheels: tuple[LockedWheel, ...]
     minor: str
     python: str
+    compression: LockedCompression | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ class NixLayer:
     paths: tuple[LockedNixPath, ...]
     links: tuple[LockedNixLink, ...] = ()
     folders: tuple[LockedFolder, ...] = ()
+    compression: LockedCompression | None = None
 
 
 Layer = NixLayer | BaseLayer | EnvironmentLayer | SystemLayer | WheelLayer | LinksLayer | FilesLayer
@@ -134,6 +142,13 @@ class Plan:
     soci: SociSettings
     annotations: tuple[tuple[str, str], ...] = ()
     """Those of every manifest: the image's models, by the digests of their artifacts."""
+
+
+def media_type(layer: Layer) -> str:
+    """What a manifest says that a layer is."""
+    if isinstance(layer, BaseLayer):
+        return layer.media_type
+    return layer.compression.media_type if layer.compression else spec.LAYER_GZIP
 
 
 def inputs(layer: Layer) -> tuple[tuple[str, int], ...]:

@@ -45,6 +45,12 @@ class Publish:
         default=Soci(),
         short={False: Soci(enabled=False), True: Soci()},
     )
+    compression: Literal["gzip", "zstd", "none"] | None = field(
+        doc="How layers are compressed: `gzip`, which is what happens if it is not said, `zstd` or `none`, for nodes that pull "
+        "images whole. Layers of zstd have no SOCI index; those of a base image stay what they are. See cold-start.md.",
+        default=None,
+        example="gzip",
+    )
     to: Destination | None = field(
         doc="Where `build publish` publishes to when it is not told: a registry, `HOST/REPOSITORY[:TAG]`, or an OCI layout, "
         "`oci:DIR[:TAG]`; `DIR` is relative to the folder of the profile that says so.",

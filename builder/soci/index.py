@@ -76,7 +76,12 @@ class Converted:
 
 def wants_ztoc(layer: Descriptor, min_layer_size: int) -> bool:
     """Whether the real tool gives this layer a ztoc: gzip or uncompressed, and not smaller than the limit."""
-    return layer.media_type in _INDEXED and layer.size >= min_layer_size
+    return is_indexed(layer.media_type) and layer.size >= min_layer_size
+
+
+def is_indexed(media_type: str) -> bool:
+    """Whether layers of this type can have ztocs."""
+    return media_type in _INDEXED
 
 
 UNKNOWN = Platform("unknown", "unknown")
