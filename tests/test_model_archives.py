@@ -164,7 +164,9 @@ def test_what_unpacks_to_too_much(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"no tar", tarred(("a", b"1" * 2000))[:1500], gzip.compress(tarred(("a", b"1")))[:-9]]
+    "data",
+    [b"", b"no tar", tarred(("a", b"1" * 2000))[:1500], gzip.compress(tarred(("a", b"1")))[:-9]],
+    ids=["empty", "no tar", "cut off", "cut off, compressed"],
 )
 def test_damaged_archives(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(BadModelError, match=r"^sha256:[0-9a-f]{64} \(x\): "):

@@ -163,7 +163,7 @@ NOTES = "app/deep/er/notes.txt"
         (rearranged(lambda names: [name for name in names if name != "app/zeta"]), "missing", "app/zeta", None, ""),
         (lambda tar: tar + bytes(512), "end", None, None, "a tar of"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__qualname__", str(value)).split(".")[0],
 )
 def test_a_changed_file(
     change: Callable[[bytearray], bytes | None], kind: str, path: str | None, byte: int | None, words: str, bench: Bench
