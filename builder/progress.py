@@ -232,6 +232,11 @@ def human_size(amount: float) -> str:
     return f"{amount / 1000:.1f} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2 files`: a number and what is counted, whose plural ends with an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def human_time(seconds: float) -> str:
     """`0:07`, `12:34`, `1:02:03`."""
     minutes, rest = divmod(max(round(seconds), 0), 60)

@@ -25,7 +25,7 @@ _R = TypeVar("_R")
 Advance = Callable[[int], None]
 _REPORT = 4 << 20
 _PATIENCE = 30.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -147,7 +147,8 @@ def _serve(
     inherited: Sequence[Connection],
 ) -> None:
     """The worker: takes items until there are no more, or nobody wants its answers any longer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and decides
+    for ours in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ours, signal.SIG_IGN)  # the parent gets it too, and decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _end_with_parent()

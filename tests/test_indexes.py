@@ -114,6 +114,12 @@ def test_a_broken_pip_file_is_named_without_its_secret(environ: dict[str, str], 
     assert "secret" not in str(caught.value)
 
 
+def test_a_cache_of_uv_that_cannot_be_written_has_a_remedy(environ: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match="Failed to initialize cache") as caught:
+        urls(environ | {"UV_CACHE_DIR": "/dev/null/uv"}, tmp_path)
+    assert "UV_CACHE_DIR" in str(caught.value.hint)
+
+
 def test_a_broken_uv_file_is_uvs_to_explain(environ: dict[str, str], home: Path, tmp_path: Path) -> None:
     write(home / ".config/uv/uv.toml", "index = 7\n")
     with pytest.raises(ToolError, match=r"(?s)uv does not say where its package index is.*uv\.toml"):

@@ -122,7 +122,7 @@ def test_a_model_is_no_image(
 
 def test_a_layout_is_no_source_of_a_model(tmp_path: Path) -> None:
     done = modelworld.inside(["model", "publish", "oci:x:v1", "oci:y:v1"], tmp_path, {"HOME": str(tmp_path)})
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2, "")
     assert "hint: `build model pull oci:x:v1 DIR` makes a folder of a model in a layout; name that\n" in done.err
 
 

@@ -115,6 +115,14 @@ def test_another_python_pulls_and_reads(program: Path, registry: str, tmp_path: 
     assert bytes.fromhex(said) == FILES["model-00002-of-00002.safetensors"][-32:-16]
 
 
+def test_what_is_refused_leaves_nothing(program: Path, registry: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine").touch()
+    code, _, err = run(program, [f"{registry}/some/image:v1", "model", "--no-cache"], tmp_path)
+    assert (code, "holds files that are of no pulled model" in err) == (1, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_the_exit_status_says_what_to_do(program: Path, registry: str, tmp_path: Path) -> None:
     def status(*arguments: str | Path) -> int:
         code, _, err = run(program, arguments, tmp_path)

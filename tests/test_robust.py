@@ -137,13 +137,13 @@ def test_killed_at_any_moment(small: Path, fresh: dict[str, str], tmp_path: Path
     assert finished < KILLS
 
 
-@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted(asked: signal.Signals, small: Path, fresh: dict[str, str], tmp_path: Path) -> None:
     """Exit status 130 and one line; nothing is left behind, and the next run goes on."""
     chance = random.Random(130)
     out, root = tmp_path / "out", tmp_path / "cache/layerwright"
     codes = []
-    for number in range(16):
+    for number in range(12):
         (root / "locks/in-use").unlink(missing_ok=True)
         with running(small, out, fresh) as child:
             while not (root / "locks/in-use").exists() and child.poll() is None:

@@ -23,7 +23,7 @@ from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.places.delivery import Delivered, Sink
 from builder.places.destination import DEFAULT_TAG, Destination, Folder, Repository
-from builder.progress import human_size
+from builder.progress import counted, human_size
 from builder.signing import Signer
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _report(context: Context, lock: Lock, image: Assembled, published: Sequence[
     names = dict(_names(image, lock))
     for item in published:
         own = item.digest == image.documents.top.digest
-        what = f"{len(layers)} layers, {packed} of them packed now; " if own else ""
+        what = f"{counted(len(layers), 'layer')}, {packed} of them packed now; " if own else ""
         for line in delivery_lines(item, names, what):
             context.progress.note(line)
     if form == "text":

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -117,6 +118,8 @@ def main(command: click.Command | None = None, name: str | None = None) -> None:
     gc.set_threshold(50_000, 20, 20)
     _fill_closed_streams()
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it: so do we
+        signal.signal(signal.SIGHUP, _interrupt)
     sys.exit(run(None, command or cli, name))
 
 
@@ -137,8 +140,11 @@ def run(arguments: list[str] | None, command: click.Command = cli, name: str | N
         _show(error)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; the same command goes on where this one stopped", err=True)
-        return 130
+        return _interrupted()
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps one that comes while a class is made
+            raise
+        return _interrupted()
     except BrokenPipeError:
         _give_up_stdout()  # whoever read it has seen enough
         return 1
@@ -149,6 +155,12 @@ def run(arguments: list[str] | None, command: click.Command = cli, name: str | N
         _show(BuilderError(f"the result cannot be written to standard output: {error.strerror}"))
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _interrupted() -> int:
+    with suppress(OSError):  # the terminal may be gone
+        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+    return 130
 
 
 def _fill_closed_streams() -> None:

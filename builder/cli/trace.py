@@ -14,7 +14,7 @@ from builder.coldstart import trace as traces
 from builder.coldstart.trace import Trace, TracedFile
 from builder.errors import BuilderError
 from builder.oci.files import write
-from builder.progress import human_size
+from builder.progress import counted, human_size
 
 
 @click.command(
@@ -41,7 +41,7 @@ def trace(context: Context, options: Options, output: Path, count: int, add: boo
     except OSError as error:
         raise BuilderError(f"{output}: cannot be written: {error.strerror}", hint="choose another place: -o") from error
     read = sum(file.read for file in found.files)
-    context.progress.note(f"{output}: {len(found.files)} files, {human_size(read)} of {_size(found)}")
+    context.progress.note(f"{output}: {counted(len(found.files), 'file')}, {human_size(read)} of {_size(found)}")
 
 
 def _traced(starter: Starter) -> Trace:

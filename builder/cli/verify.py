@@ -29,7 +29,7 @@ from builder.oci.spec import Descriptor
 from builder.packing import Folder
 from builder.places.destination import Destination
 from builder.places.opening import open_source
-from builder.progress import human_size
+from builder.progress import counted, human_size
 from builder.store import Store
 from builder.verify import Finding, Structure
 
@@ -137,10 +137,11 @@ class _Verdict:
         lines = [f"{self.ref}  {self.found.descriptor.digest}"]
         for image in self.found.verified:
             members, spans = sum(layer.members for layer in image.layers), sum(layer.spans for layer in image.layers)
-            lines.append(f"{image.platform}: read {len(image.layers)} layers, {members} files, {spans} spans")
+            read = (counted(len(image.layers), "layer"), counted(members, "file"), counted(spans, "span"))
+            lines.append(f"{image.platform}: read {', '.join(read)}")
         for model in self.models:
-            read = f"read {model.files} files, {human_size(model.size)}" if model.files else "it is in another place"
-            lines.append(f"model {model.name} {model.digest.short}: {read}")
+            there = f"read {counted(model.files, 'file')}, {human_size(model.size)}" if model.files else ""
+            lines.append(f"model {model.name} {model.digest.short}: {there or 'it is in another place'}")
         lines += [str(finding) for finding in self.findings]
         explained = {
             "valid": "valid: documents, digests, sizes, diff_ids and SOCI index are right; nothing was rebuilt",

@@ -282,5 +282,6 @@ def _write(path: Path, text: str) -> None:
         files.write(path, text.encode())
     except OSError as error:
         raise BuilderError(
-            f"{path}: cannot be written: {error.strerror or error}", hint="the lock lies beside the profile"
+            f"{path}: cannot be written: {error.strerror or error}",
+            hint="free disk space, or have the lock's folder made writable: it lies beside the profile",
         ) from error

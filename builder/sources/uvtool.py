@@ -65,4 +65,9 @@ def call(run: Run, environment: Mapping[str, str], arguments: Sequence[str], *, 
     except FileNotFoundError as error:
         raise ToolError("uv: not found", hint="install it again: pip install --force-reinstall uv") from error
     argv = [program, *arguments, "--python", sys.executable]
-    return run(argv, input=input, env=environment, cwd=Path("/"), timeout=_TIMEOUT)
+    try:
+        return run(argv, input=input, env=environment, cwd=Path("/"), timeout=_TIMEOUT)
+    except ToolError as error:
+        if "Failed to initialize cache" in error.output:
+            error.hint = "make uv's cache writable, or name another place for it with UV_CACHE_DIR or XDG_CACHE_HOME"
+        raise

@@ -18,7 +18,7 @@ from builder.models.values import BadModelError, ModelArtifact
 from builder.parallel import Stop, for_each
 from builder.places.destination import Destination, Folder, is_tag
 from builder.places.opening import open_source
-from builder.progress import human_size
+from builder.progress import counted, human_size
 
 
 @click.command(
@@ -55,7 +55,7 @@ def list_models(context: Context, place: str, form: str) -> None:
         head = ("TAG", "DIGEST", "SIZE", "FILES", "FORMAT", "PARAMETERS", "PRECISION")
         click.echo(table(head, [_row(*row) for row in rows], right=(2, 3)))
     else:
-        context.progress.note(f"{place}: no models among {len(tags)} tags")
+        context.progress.note(f"{place}: no models among {counted(len(tags), 'tag')}")
 
 
 def _row(tag: str, artifact: ModelArtifact, config: dict[str, Any]) -> tuple[str, ...]:

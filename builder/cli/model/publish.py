@@ -30,6 +30,7 @@ from builder.places.destination import DEFAULT_TAG, ArchiveFile, Destination, is
 from builder.places.opening import open_sinks, open_source
 from builder.profile import Model
 from builder.profile.models import scheme_of
+from builder.progress import counted
 
 _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
@@ -194,7 +195,7 @@ def _report(
     names |= {made.index[0].digest: INDEX_PATH, made.config[0].digest: "configuration"}
     names |= {layer.digest: "layer of the image" for layer, _ in image.layers} if image else {}
     for item in (*published, *also):
-        for line in delivery_lines(item, names, f"{len(made.layers)} files; "):
+        for line in delivery_lines(item, names, counted(len(made.layers), "file") + "; "):
             context.progress.note(line)
     if form == "text":
         click.echo(str(made.manifest.digest))

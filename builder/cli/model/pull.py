@@ -21,7 +21,7 @@ from builder.models.opening import published
 from builder.models.placing import FolderError, How
 from builder.models.pull import Pulled, Pulling
 from builder.places.destination import Destination, Repository
-from builder.progress import human_size
+from builder.progress import counted, human_size
 from builder.store import Store
 from builder.store.locks import is_same_file
 
@@ -155,6 +155,8 @@ def _store(context: Context, cache: Path | None, target: Path | None) -> Iterato
         yield Store(root)
         shutil.rmtree(root, ignore_errors=True)
     finally:
+        with suppress(OSError):
+            root.rmdir()  # nothing was kept
         os.close(held)
 
 
@@ -177,11 +179,13 @@ def _alone(folder: Path) -> int:
 def _told(pulled: Pulled) -> str:
     moved = pulled.moved
     if not pulled.changed:
-        return f"{pulled.folder}: holds the model already, {len(pulled.files)} files, {human_size(pulled.size)}"
+        return (
+            f"{pulled.folder}: holds the model already, {counted(len(pulled.files), 'file')}, {human_size(pulled.size)}"
+        )
     parts = [(moved.fetched, "fetched"), (moved.reused, "of older versions"), (moved.resumed, "of an interrupted pull")]
     parts += [(moved.present, "in the cache")]
     words = [f"{human_size(amount)} {what}" for amount, what in parts if amount or what == "fetched"]
-    return f"{pulled.folder}: {len(pulled.files)} files, {human_size(pulled.size)}: {', '.join(words)}"
+    return f"{pulled.folder}: {counted(len(pulled.files), 'file')}, {human_size(pulled.size)}: {', '.join(words)}"
 
 
 def _document(pulled: Pulled) -> dict[str, object]:
