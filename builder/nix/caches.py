@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 from builder.errors import UsageError
 from builder.lock import LockedFile
-from builder.nix.engine import Engine, Ensure, take
+from builder.nix.engine import Engine, Ensure
 from builder.plan import Layer
 from builder.store import Store
 
@@ -49,7 +49,7 @@ def pull(engine: Engine, layers: Sequence[Layer], span_size: int, store: Store) 
         return ()
     with store.workspace() as folder:
         paths = engine.realised(chosen, span_size, store, _nothing, folder, cached=True)
-        return tuple(take(engine.nix.real(path), chosen, span_size, store) for path in paths)
+        return engine.take_all(paths, chosen, span_size, store)
 
 
 def address(url: str, key: Path | None) -> str:

@@ -15,8 +15,9 @@ from builder.errors import HostileInputError
 from builder.lock import LockedFile
 from builder.nix import runtime
 from builder.nix.inside import KINDS, encode, records
-from builder.nix.program import UNSIGNED, LostError, Nix, NixError
+from builder.nix.program import THREADS, UNSIGNED, LostError, Nix, NixError
 from builder.oci.digest import Digest
+from builder.parallel import Stop, for_each
 from builder.plan import Layer
 from builder.store import Store, hash_of
 
@@ -57,8 +58,20 @@ class Engine:
         chosen = self.worth(layers)
         if chosen:
             with store.workspace() as folder:
-                for path in self.realised(chosen, span_size, store, ensure, folder):
-                    take(self.nix.real(path), chosen, span_size, store)
+                self.take_all(self.realised(chosen, span_size, store, ensure, folder), chosen, span_size, store)
+
+    def take_all(
+        self, paths: Iterable[str], layers: Sequence[Layer], span_size: int, store: Store
+    ) -> tuple[Layer, ...]:
+        """Takes what derivations left under some store paths into the store, several at once; which of `layers` that is."""
+        taken: list[Layer] = []
+
+        def one(path: str) -> None:
+            taken.append(take(self.nix.real(path), layers, span_size, store))
+
+        for failure in for_each(one, paths, THREADS, Stop()):
+            raise failure
+        return tuple(taken)
 
     def realised(
         self,
@@ -136,7 +149,7 @@ class Engine:
         """The inputs of layers, into our store and from there into Nix's: nothing is fetched twice."""
         inputs = dict.fromkeys(file for layer in layers for file in plans.files(layer))
         ensure(inputs)
-        self.nix.add_files([store.path(file.digest) for file in inputs])
+        self.nix.add_files((store.path(file.digest), file.size) for file in inputs)
 
 
 class _Told:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from builder.errors import BuilderError, ToolError
 from builder.nix.inside import MARK
+from builder.parallel import Stop, for_each
 from builder.process import follow, run
 
 OLDEST = (2, 8)
@@ -31,6 +32,10 @@ _DERIVATION = re.compile(r"/nix/store/[0-9a-z]{32}-[^\s'\"]+\.drv")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _HASH = len("/nix/store/") + 33
 _MOST = 40
+_LARGE = 8 << 20
+"""From so many bytes on, a program of its own adds a file."""
+THREADS = 4
+"""So many files, or layers, are hashed at once."""
 _ALWAYS = ("--option", "sandbox", "true", "--option", "sandbox-fallback", "false")
 _REMEDIES = (
     (UNSIGNED, "name the key that signed it with --trusted-public-keys, or another cache"),
@@ -109,10 +114,19 @@ class Nix:
         """Adds a folder under its own name; its store path."""
         return self._plain("nix-store", "--add", str(folder)).decode().strip()
 
-    def add_files(self, files: Sequence[Path]) -> None:
-        """Adds files as what a fetch of their sha256 gives, under their own names."""
-        for start in range(0, len(files), _MOST):
-            self._plain("nix-store", "--add-fixed", "sha256", *map(str, files[start : start + _MOST]))
+    def add_files(self, files: Iterable[tuple[Path, int]]) -> None:
+        """Adds files, each with its size, as what a fetch of their sha256 gives, under their own names: several at once, because
+        Nix hashes each of them twice."""
+        ordered = sorted(files, key=lambda item: (-item[1], item[0]))
+        large = [[str(path)] for path, size in ordered if size >= _LARGE]
+        small = [str(path) for path, size in ordered if size < _LARGE]
+        groups = [*large, *(small[start : start + _MOST] for start in range(0, len(small), _MOST))]
+
+        def add(group: Sequence[str]) -> None:
+            self._plain("nix-store", "--add-fixed", "sha256", *group)
+
+        for failure in for_each(add, groups, THREADS, Stop()):
+            raise failure
 
     def valid(self, path: str) -> bool:
         """Whether the store has a path."""
