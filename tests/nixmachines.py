@@ -42,7 +42,7 @@ class Machine:
         where = self.world.environment(self.root / "cache", **{**known, **environment})
         output = ["-o", f"oci:{self.root / 'out'}"] if verb == "assemble" else []
         (self.root).mkdir(exist_ok=True, parents=True)
-        return run([*verb.split(), self.project / "small.yaml", *output, *arguments], self.root, where)
+        return run([*verb.split(), self.project / "small.yaml", *output, *arguments], self.root, where, prefix=prefix)
 
     def builder(self, name: str, speed: int = 1, *, dies: bool = False) -> str:
         """Another machine, as `--builders` says it: a store below this one's folder; with `dies`, one that is lost in mid-build."""

@@ -131,6 +131,14 @@ def test_packing_outside_of_a_sandbox_is_refused(nix_machines: Machines, built: 
     assert "sandbox = true" in hint
 
 
+def test_a_machine_without_a_sandbox(nix_machines: Machines) -> None:
+    argv = (sys.executable, str(Path(__file__).parent / "nosandbox.py"))
+    done = nix_machines.new("open")("assemble", "--engine", "nix", prefix=argv)
+    assert done.code == 1
+    assert "cloning builder process" in done.err
+    assert "hint: the sandbox needs namespaces of the kernel" in done.err
+
+
 def test_verify_builds_again(nix_machines: Machines, built: Machine) -> None:
     known = {"NIX_REMOTE": str(built.root / "nix"), "NIX_CONFIG": CONFIG}
     where = nix_machines.world.environment(built.root / "cache", **known)

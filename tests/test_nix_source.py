@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,9 +49,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def build(root: Path, arguments: Sequence[object], cache: str = "cache", **more: str) -> Done:
+def build(
+    root: Path, arguments: Sequence[object], cache: str = "cache", prefix: Sequence[str] = (), **more: str
+) -> Done:
     environ = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(root / cache), "SOURCE_DATE_EPOCH": "1700000000"}
-    return run(arguments, root, environ | nixworld.environment(root) | more)
+    return run(arguments, root, environ | nixworld.environment(root) | more, prefix=prefix)
 
 
 def locked(root: Path, name: str = "tools") -> LockedNix:
@@ -265,6 +268,50 @@ def test_a_store_that_cannot_be_written(copy: Path) -> None:
     said = wrong(copy, ["lock", "tools.yaml"], NIX_REMOTE="/proc/nothing")
     assert "nix: default.nix#app: " in said
     assert "/proc/nothing" in said
+
+
+def test_no_sandbox(copy: Path) -> None:
+    """What cannot be built in one is not built."""
+    argv = [sys.executable, str(Path(__file__).parent / "nosandbox.py")]
+    done = build(copy, ["lock", "tools.yaml"], prefix=argv)
+    assert done.code == 1
+    assert "error: nix: default.nix#app: cloning builder process: No space left on device" in done.err
+    assert "hint: Nix cannot build in a sandbox here, and does not build without: allow user namespaces" in done.err
+    assert list((copy / "nix/nix/store").glob("*-app-1.2")) == []
+
+
+def test_a_cache_that_is_down(copy: Path, project: Path) -> None:
+    """The build goes on, and says so."""
+    config = "substitute = true\nsubstituters = http://127.0.0.1:9\ndownload-attempts = 1\n"
+    done = build(copy, ["publish", "tools.yaml", "oci:out"], NIX_CONFIG=nixworld.SETTINGS + config)
+    assert done.code == 0, done.err
+    assert done.err.count("nix: unable to download 'http://127.0.0.1:9/nix-cache-info'") == 1
+    assert Layout(copy / "out").blobs() == Layout(project / "out").blobs()
+
+
+def test_what_a_cache_has_is_taken_if_it_is_signed(project: Path, tmp_path: Path) -> None:
+    (app,) = (root.outputs[0] for root in locked(project).roots if root.outputs[0].endswith("-app-1.2"))
+    (tmp_path / "one.yaml").write_text(f"profile: 1\nname: one\nnix: [/nix/store/{app}]\n")
+    key, public, cache = tmp_path / "key", tmp_path / "key.pub", tmp_path / "cache"
+    nixworld.nix(project, "nix-store", "--generate-binary-cache-key", "ci-1", str(key), str(public))
+    url = f"file://{cache}"
+    config = f"{nixworld.SETTINGS}substitute = true\nsubstituters = {url}\ntrusted-public-keys = {public.read_text()}\n"
+    nixworld.nix(project, "copy", "--to", url, f"/nix/store/{app}")
+    said = wrong(tmp_path, ["lock", "one.yaml"], NIX_CONFIG=config)
+    assert "signed by any of the keys in 'trusted-public-keys'" in said
+    assert "hint: add the key of who signed it to trusted-public-keys of nix.conf, if you trust them" in said
+    assert not (tmp_path / "one.lock.json").exists()
+    shutil.rmtree(cache)
+    nixworld.nix(project, "copy", "--to", f"{url}?secret-key={key}&compression=none", f"/nix/store/{app}")
+    done = build(tmp_path, ["publish", "one.yaml", "oci:out"], NIX_CONFIG=config)
+    assert done.code == 0, done.err
+    assert {path.name for path in locked(tmp_path, "one").paths} < {path.name for path in locked(project).paths}
+    for nar in (cache / "nar").iterdir():
+        nar.write_bytes(nar.read_bytes().replace(b"#!/bin/sh", b"#!/bin/no"))
+    elsewhere = {"NIX_CONFIG": config, "NIX_REMOTE": str(tmp_path / "other")}
+    said = wrong(tmp_path, ["publish", "one.yaml", "oci:out"], "other-cache", **elsewhere)
+    assert f"nix: /nix/store/{app}: hash mismatch importing path '/nix/store/" in said
+    assert "hint: a cache has something else than it says" in said
 
 
 def _others(paths: Sequence[dict[str, Any]], item: object) -> list[str]:

@@ -74,7 +74,7 @@ def _nix_means(context: Context, loaded: LoadedProfile, ensure: Callable[[Iterab
     from builder.sources.nix import Means
     from builder.sources.nixtool import Tool
 
-    return Means(Tool(context.environ), loaded.root.absolute(), context.store, ensure)
+    return Means(Tool(context.environ, context.progress.note), loaded.root.absolute(), context.store, ensure)
 
 
 def _mirrors(context: Context, suite: str | None = None) -> Mapping[str, Mirror]:

@@ -204,7 +204,7 @@ def _archives(context: Context, loaded: LoadedProfile | None) -> Download:
             for item in (profile.from_nix if profile else ())
             for each in (profile.platforms if profile else ())
         ]
-        return Archives(Tool(context.environ), loaded.root if loaded else Path(), references)
+        return Archives(Tool(context.environ, context.progress.note), loaded.root if loaded else Path(), references)
 
     def bring(file: LockedFile, path: Path, advance: Callable[[int], None]) -> None:
         archives()(file, path, advance)

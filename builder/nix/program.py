@@ -45,6 +45,7 @@ _REMEDIES = (
     ),
     ("build users group", "set `build-users-group =` in NIX_CONFIG, or make the group as Nix's manual says"),
     ("build-users-group", "set `build-users-group =` in NIX_CONFIG, or make the group as Nix's manual says"),
+    ("cloning builder process", "the sandbox needs namespaces of the kernel: run as root, or allow user namespaces"),
     ("user namespace", "the sandbox needs namespaces of the kernel: run as root, or allow user namespaces"),
     ("sandbox", "the sandbox is required: run as root or allow user namespaces, and set `sandbox = true` in nix.conf"),
     ("experimental", "allow it: `experimental-features = nix-command` in nix.conf"),

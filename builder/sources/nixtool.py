@@ -9,14 +9,15 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from builder.errors import BuilderError, HostileInputError, ToolError
 from builder.lock import LockedNixPath
-from builder.process import run
+from builder.process import follow, run
 
 STORE = "/nix/store/"
 SYSTEMS = {"amd64": "x86_64-linux", "arm64": "aarch64-linux"}
@@ -24,7 +25,13 @@ SYSTEMS = {"amd64": "x86_64-linux", "arm64": "aarch64-linux"}
 _INSTALL = "install Nix 2.8 or newer: apt install nix-bin, or what nixos' site says"
 _NAME = re.compile(r"[0-9a-df-np-sv-z]{32}-[0-9A-Za-z+_?=.-]{1,211}")
 _BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_WORTH_TELLING = re.compile(r"unable to download|signed by any of the keys|substituter|binary cache")
+_NO_SANDBOX = re.compile(r"^.*(?:sandbox|unshare|private mount namespace|cloning builder process).*$", re.MULTILINE)
+_CHANGED = re.compile(r"^.*hash mismatch importing.*$", re.MULTILINE)
 _BATCH = 500
+_TAIL = 200
+"""So many lines of what Nix says are kept."""
 _MAX_PATHS = 100_000
 
 
@@ -37,6 +44,9 @@ class Tool:
     """Nix with the environment `env`: its settings, its store (`NIX_REMOTE`) and its keys are the user's own."""
 
     env: Mapping[str, str] = field(repr=False)
+    note: Callable[[str], None] = field(default=lambda _: None, repr=False)
+    """Is told, once each, what Nix says of caches that are down or not trusted while it goes on without them."""
+    _told: set[str] = field(default_factory=set, repr=False)
 
     def build(
         self, arguments: Sequence[str], architecture: str, out: Path, folder: Path, label: str
@@ -100,10 +110,19 @@ class Tool:
             raise NixError(f"{label}: Nix printed something else than JSON: {output[:200]!r}", hint=_INSTALL) from error
 
     def _run(self, arguments: Sequence[str], label: str, folder: Path | None = None) -> bytes:
-        try:
-            return run(self._argv(arguments), env=self.env, cwd=folder, hint=_INSTALL)
-        except ToolError as error:
-            raise _explained(error, label) from error
+        lines: deque[str] = deque(maxlen=_TAIL)
+
+        def tell(line: str) -> None:
+            lines.append(line)
+            text = line.removeprefix("warning: ")
+            if text != line and _WORTH_TELLING.search(line) and "; retrying in" not in line and text not in self._told:
+                self._told.add(text)
+                self.note(f"nix: {text}")
+
+        status, output = follow(self._argv(arguments), tell, env=self.env, cwd=folder, hint=_INSTALL)
+        if status:
+            raise _explained(_COLOUR.sub("", "\n".join(lines)), label, status)
+        return output
 
     def _argv(self, arguments: Sequence[str]) -> list[str]:
         settings = ["--extra-experimental-features", "nix-command flakes", "--option", "sandbox-fallback", "false"]
@@ -161,11 +180,10 @@ def sha256_of(text: object) -> str:
     return data.hex()
 
 
-def _explained(error: ToolError, label: str) -> BuilderError:
+def _explained(output: str, label: str, status: int) -> BuilderError:
     """Nix's words, with what to do about those that are known."""
-    output = error.output
-    if not output:
-        return error
+    if not output.strip():
+        return ToolError(f"{label}: nix failed with status {status}, and printed nothing", hint=_INSTALL)
     told = output.rpartition("error: ")[2].strip()
     message = f"{label}: {told}"
     if re.search(r"unrecogni[sz]ed flag|is not a recogni[sz]ed command|unknown setting", output):
@@ -173,15 +191,21 @@ def _explained(error: ToolError, label: str) -> BuilderError:
     if "Permission denied" in output or "read-only" in output.lower():
         hint = "NIX_REMOTE=DIR names a store of your own, which needs no root"
         return NixError(message, hint=hint)
-    if "sandbox" in told or "unshare" in told or "private mount namespace" in told:
+    if found := _NO_SANDBOX.search(output):
+        message = f"{label}: {found[0].removeprefix('error: ')}"
         hint = "Nix cannot build in a sandbox here, and does not build without: allow user namespaces"
+        return NixError(message, hint=hint)
+    if found := _CHANGED.search(output):
+        message = f"{label}: {found[0].partition('error: ')[2] or found[0]}"
+        return NixError(
+            message, hint="a cache has something else than it says, or it came broken: leave that cache out"
+        )
+    if "signature" in told or "signed by any of the keys" in output:
+        hint = "add the key of who signed it to trusted-public-keys of nix.conf, if you trust them"
         return NixError(message, hint=hint)
     if "is required, but there is no substituter" in output or "don't know how to build" in output:
         hint = "copy it to this machine's store, or name a cache that has it: NIX_CONFIG='substituters = …'"
         return NixError(message, hint=hint)
-    if "signature" in told:
-        hint = "add the key of who signed it to trusted-public-keys of nix.conf, if you trust them"
-        return NixError(message, hint=hint)
     if "flake 'flake:" in told or "cannot find flake" in told:
         return NixError(message, hint="`nix registry list` shows the names that are known here")
-    return ToolError(message, hint="run the same with `nix` by hand: it is Nix that says so", output=output)
+    return ToolError(message, output=output, hint="run the same with `nix` by hand: it is Nix that says so")
