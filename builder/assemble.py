@@ -67,7 +67,7 @@ def assemble(
             missing = [layer for layer in missing if known[layer] is None]
         fetcher.ensure(dict.fromkeys(file for layer in missing for file in files(layer)))
         there = [found for found in known.values() if found]
-        told = (lambda layer: ready(replace(layer, ztoc=None))) if plan.soci.spans == "adaptive" else ready
+        told = (lambda layer: ready(replace(layer, ztoc=None))) if plan.soci.spans else ready
         try:
             known |= _pack_all(missing, packer, progress, jobs, there, told)
             images = tuple(
@@ -89,12 +89,12 @@ def _adapted(
     progress: Progress,
 ) -> Mapping[Layer, BuiltLayer | None]:
     """The layers of a platform, with adaptive spans where they are asked for and it is known what its start reads."""
-    if plan.soci.spans != "adaptive" or platform.reads is None:
+    if not plan.soci.spans or platform.reads is None:
         return known
     from builder import adaptive  # few images have them
 
     built = [layer for planned in platform.layers if (layer := known[planned])]
-    found = adaptive.adapted(built, folder.text(platform.reads), plan.soci.span_size, store, progress)
+    found = adaptive.adapted(built, folder.text(platform.reads), plan.soci, store, progress)
     return {planned: found[layer.blob.digest] for planned in platform.layers if (layer := known[planned])}
 
 

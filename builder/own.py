@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.errors import BuilderError
-from builder.lock import Lock, LockedCompression, LockedInclude, LockedLocal, LockedStart, LockedTemplate, SociSettings
+from builder.lock import (
+    ADAPTIVE,
+    Lock,
+    LockedCompression,
+    LockedInclude,
+    LockedLocal,
+    LockedStart,
+    LockedTemplate,
+    SociSettings,
+)
 from builder.oci.config import Execution
 from builder.oci.digest import Digest
 from builder.profile import LoadedProfile, Profile
@@ -104,10 +113,12 @@ def execution(profile: Profile) -> Execution:
     )
 
 
-def soci_settings(profile: Profile) -> SociSettings:
-    """Which layers get a ztoc, as the profile says."""
+def soci_settings(profile: Profile, before: SociSettings | None = None) -> SociSettings:
+    """Which layers get a ztoc, as the profile says; by the rule for adaptive spans that was locked `before`, if one was."""
     soci = profile.publish.soci
-    spans = "adaptive" if soci.spans == "adaptive" else ""
+    spans = ""
+    if soci.spans == "adaptive":
+        spans = (before.spans if before else "") or ADAPTIVE[-1]
     platform = "unknown" if soci.platform == "unknown" else ""
     return SociSettings(soci.enabled, int(soci.span_size), int(soci.min_layer_size), spans, platform)
 

@@ -80,6 +80,7 @@ def resolve(
     """
     profile = loaded.profile
     own = own_places(found), own_places(previous) if previous else ()
+    unmoved = previous if previous and previous.start == found.start and upgrade is not True else None
     platforms = tuple(
         _with_contract(
             _platform(loaded, platform, places, _of(previous, platform), upgrade, progress, own, found.files),
@@ -104,7 +105,7 @@ def resolve(
         models=_models(profile, found, places, previous, upgrade),
         start=found.start,
         image=execution(profile),
-        soci=soci_settings(profile),
+        soci=soci_settings(profile, unmoved.soci if unmoved else None),
         compression=compression(profile, previous),
     )
     return lock if lock == previous else replace(lock, created=created)

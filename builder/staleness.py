@@ -46,7 +46,7 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
             and before != request_of(loaded, locked.platform, locked.image)
         ):
             reasons.append(f"the requirements of {locked.platform} have changed")
-    wanted = (execution(profile), soci_settings(profile), compression(profile, lock))
+    wanted = (execution(profile), soci_settings(profile, lock.soci), compression(profile, lock))
     platforms = [item.platform for item in lock.platforms] == sorted(profile.platforms)
     if not reasons and not (platforms and (lock.image, lock.soci, lock.compression) == wanted):
         reasons.append("its settings are not those of the profile")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from world import Real, World, run
 
 from builder.coldstart import trace as traces
 from builder.coldstart.trace import Part, Trace, TracedFile
+from builder.layers import cuts
+from builder.layers.spans import WINDOW, Checkpoint
 from builder.oci.digest import Digest
 from builder.soci import adaptive, read
 
@@ -59,6 +63,77 @@ def test_little_is_read_with_it() -> None:
     assert small
     assert any(start <= 500 << 20 < end for start, end in small)
     assert len(spans([], 1 << 30)) == (1 << 30) // (adaptive.COLD + BLOCK) + 1
+
+
+def blocks(size: int, heavy: Sequence[tuple[int, int]]) -> list[Checkpoint]:
+    """The ends of deflate blocks of a tar, a hundredth of it in the blob, but all of it in the places that are heavy."""
+    found, at = [Checkpoint(10, 0, 0)], 10
+    for out in range(BLOCK, size, BLOCK):
+        at += BLOCK if any(start < out <= end for start, end in heavy) else BLOCK // 100
+        found.append(Checkpoint(at, out, 3))
+    return found
+
+
+def chosen(places: list[Checkpoint], parts: list[tuple[int, int]], size: int) -> list[Checkpoint]:
+    """Where spans begin, by what a pass over all of the places finds."""
+    witness = cuts._Places(io.BytesIO(), parts, adaptive.NEAR, adaptive.COLD)
+    for place in places:
+        witness.boundary(place.in_offset, place.out_offset, place.bits, lambda: bytes(WINDOW))
+    found = witness.found
+    numbers = adaptive.choose(found, parts, places[-1].in_offset + BLOCK, size)
+    return [found[number] for number in numbers]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 150 << 20), st.integers(1, 6 << 20)), max_size=10),
+    st.lists(st.tuples(st.integers(0, 150 << 20), st.integers(1, 20 << 20)), max_size=3),
+    st.integers(1, 150 << 20),
+)
+def test_little_comes_beside_what_is_read(
+    places: list[tuple[int, int]], heavy: list[tuple[int, int]], size: int
+) -> None:
+    """What comes is the blocks that are read, and between these what is too small to be left out."""
+    regions = [
+        adaptive.Region(max(0, start - 512), start, start + length, ((start, start + length),))
+        for start, length in places
+        if start + length < size
+    ]
+    parts = adaptive.parts(regions)
+    every = blocks(size, [(start, start + length) for start, length in heavy])
+    found = chosen(every, parts, size)
+    assert found[0] == every[0]
+    ends = [*found[1:], Checkpoint(every[-1].in_offset + BLOCK, size, 0)]
+    spans = [(first, last, read_of(first, last, parts)) for first, last in zip(found, ends, strict=True)]
+    for first, last, is_read in spans:
+        length = last.out_offset - first.out_offset
+        assert length <= (adaptive.READ + adaptive.NEAR if is_read else adaptive.COLD) + 2 * BLOCK + adaptive._LONG
+    came = sum(last.in_offset - first.in_offset for first, last, is_read in spans if is_read)
+    pairs = pairwise([*every, ends[-1]])
+    needed = sum(last.in_offset - first.in_offset for first, last in pairs if read_of(first, last, parts))
+    assert came <= needed + len(parts) * adaptive._BRIDGE
+
+
+def read_of(first: Checkpoint, last: Checkpoint, parts: list[tuple[int, int]]) -> bool:
+    """Whether what lies between two places is fetched: a read that ends on the first one counts."""
+    return any(start < last.out_offset and first.out_offset <= end for start, end in parts)
+
+
+def test_rules_stay_as_they_are() -> None:
+    """Locks name them by number: what they say decides digests."""
+    size, mib = 200 << 20, 1 << 20
+    first = [start for start, _ in spans([(10 * mib, 11 * mib), (15 * mib, 16 * mib), (90 * mib, 90 * mib + 1)], size)]
+    region = adaptive.Region(10 * mib - 512, 10 * mib, 40 * mib, ((12 * mib, 13 * mib), (15 * mib, 15 * mib + 4096)))
+    other = adaptive.Region(90 * mib, 90 * mib + 512, 90 * mib + 600, ((90 * mib + 512, 90 * mib + 600),))
+    parts = adaptive.parts([region, other])
+    places = blocks(size, [(10 * mib, 100 * mib)])
+    second = [place.out_offset for place in chosen(places, parts, size)]
+    assert Digest.of(json.dumps([first, parts, second]).encode()).short == "1b2b656e0952"
+
+
+def test_a_header_is_read_with_its_file() -> None:
+    """soci-snapshotter compares it before it gives any of the file."""
+    region = adaptive.Region(1000, 2536, 10 << 20, ((5 << 20, 6 << 20),))
+    assert adaptive.parts([region]) == [(1000, 2536), ((5 << 20) - (64 << 10), (6 << 20) + (192 << 10))]
 
 
 def profile(real: Real, folder: Path) -> Path:
@@ -145,6 +220,29 @@ def test_the_same_from_another_store(real: Real, adapted: tuple[Path, str], tmp_
     mirrors = f"{environ(real).get('LAYERWRIGHT_MIRRORS', '')} {real.cache / 'layerwright'}"
     other = {**environ(real), "XDG_CACHE_HOME": str(tmp_path / "cache"), "LAYERWRIGHT_MIRRORS": mirrors}
     assert run(["publish", "-q", target, f"oci:{tmp_path / 'out'}"], tmp_path, other).digest == adapted[1]
+
+
+def test_an_older_lock_keeps_its_rule(real: Real, adapted: tuple[Path, str], tmp_path: Path) -> None:
+    """Nothing is stale, and what is locked anew stays by it, until the trace is another one or all is upgraded."""
+    target = profile(real, tmp_path)
+    text = (adapted[0].parent / "real.lock.json").read_text()
+    lock = tmp_path / "real.lock.json"
+    lock.write_text(text.replace('"adaptive-2"', '"adaptive"'))
+    before = lock.read_bytes()
+    assert run(["lock", "--check", target], tmp_path, environ(real)).code == 0
+    done = run(["publish", "-q", "--lock", target, f"oci:{tmp_path / 'out'}"], tmp_path, environ(real))
+    assert done.code == 0, done.err
+    assert lock.read_bytes() == before
+    assert layers(Layout(tmp_path / "out"), done.digest) == layers(Layout(adapted[0]), adapted[1])
+    assert ztocs(Layout(tmp_path / "out"), done.digest)[0] != ztocs(Layout(adapted[0]), adapted[1])[0]
+    trace = tmp_path / "real.trace.json"
+    trace.write_text(trace.read_text().replace("1048576", "1044480"))
+    assert run(["lock", target], tmp_path, environ(real)).code == 0
+    assert '"adaptive-2"' in lock.read_text()
+    lock.write_text(text.replace('"adaptive-2"', '"adaptive-99"'))
+    newer = run(["lock", "--check", target], tmp_path, environ(real))
+    assert newer.code == 1
+    assert "adaptive-99" in newer.err
 
 
 def test_a_trace_is_needed(world: World, tmp_path: Path) -> None:

@@ -500,13 +500,13 @@ def test_what_is_not_waited_for(text: str) -> None:
 
 
 def test_parts_of_files() -> None:
-    """Whole grains, small gaps closed, all of a file by itself."""
-    grain = traces.GRAIN
+    """Whole pages, small gaps closed, all of a file by itself."""
+    page = traces.GRAIN
     assert traces.traced("a", 10, [(0, 4)]) == TracedFile("a", 10)
-    assert traces.traced("a", 9 * grain, [(1, 2), (3 * grain, 3 * grain + 1)]).parts == (Part(0, 4 * grain),)
-    found = traces.traced("a", 9 * grain, [(8 * grain, 9 * grain), (1, 2)])
-    assert found.parts == (Part(0, grain), Part(8 * grain, 9 * grain))
-    assert found.read == 2 * grain
+    assert traces.traced("a", 99 * page, [(1, 2), (17 * page, 17 * page + 1)]).parts == (Part(0, 18 * page),)
+    found = traces.traced("a", 99 * page, [(18 * page, 19 * page), (1, 2)])
+    assert found.parts == (Part(0, page), Part(18 * page, 19 * page))
+    assert found.read == 2 * page
 
 
 def test_traces_are_read_as_they_were_written() -> None:

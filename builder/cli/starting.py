@@ -173,6 +173,10 @@ class Starter:
         ):
             yield running, gateway
 
+    def mount(self, running: Stack, gateway: Gateway) -> None:
+        """The image is there, mounted, and nothing of it has run (`measure.mount`)."""
+        measure.mount(running, gateway, self.wanted)
+
     def start(
         self, running: Stack, gateway: Gateway, *, again: bool = False, look: Callable[[], None] = lambda: None
     ) -> Start:

@@ -52,7 +52,12 @@ def _traced(starter: Starter) -> Trace:
             mounts = residency.layers(running.folder)
             files.extend(residency.resident(mounts, residency.reads(running.folder / "soci.log")))
 
-        starter.start(running, gateway, look=look)
+        starter.mount(running, gateway)
+        if not residency.without_readahead(residency.layers(running.folder)):
+            starter.context.progress.note(
+                "the kernel's read-ahead cannot be turned off here (/sys is read-only): more is noted than what is read"
+            )
+        starter.start(running, gateway, again=True, look=look)
     if not files:
         raise BuilderError(
             "the image was not started lazily: no layer was mounted, or nothing of one was read",

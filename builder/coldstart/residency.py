@@ -48,6 +48,18 @@ def layers(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
+def without_readahead(mounts: Sequence[Path]) -> bool:
+    """Has the kernel fetch from these mounts what programs read, and nothing around it (sysfs-class-bdi). False where it
+    cannot be told: sysfs is read-only in many containers."""
+    for place in mounts:
+        device = place.stat().st_dev
+        try:
+            Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text("0")
+        except OSError:
+            return False
+    return True
+
+
 def resident(mounts: Sequence[Path], paths: Sequence[str]) -> Iterator[TracedFile]:
     """The files of these paths of which something is in memory, with the parts that are."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -15,9 +15,10 @@ from builder import documents
 from builder.errors import BuilderError
 
 VERSION = 1
-GRAIN = 128 << 10
-"""Parts begin and end at multiples of this, in bytes: so much the kernel reads ahead of a mounted layer."""
-_GAP = 256 << 10
+GRAIN = 4 << 10
+"""Parts begin and end at multiples of this, in bytes: the smallest piece that a kernel reads."""
+_GAP = 64 << 10
+"""Gaps of at most so many bytes cost less than what ends a part: about a block of compressed data."""
 _MOST_FILES = 1_000_000
 
 
@@ -77,7 +78,7 @@ class Trace:
 
 
 def traced(path: str, size: int, pages: Iterable[tuple[int, int]]) -> TracedFile:
-    """A file of which these parts were read: widened to whole grains, gaps that cost more than they save closed."""
+    """A file of which these parts were read: widened to whole pages, small gaps closed."""
     parts: list[tuple[int, int]] = []
     for start, end in sorted(pages):
         start, end = start // GRAIN * GRAIN, min(size, -(-end // GRAIN) * GRAIN)

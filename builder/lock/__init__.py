@@ -13,6 +13,7 @@ from builder.errors import BuilderError
 from builder.lock.checks import problems
 from builder.lock.closure import LockedNixPath
 from builder.lock.values import (
+    ADAPTIVE,
     FORMAT,
     Lock,
     LockedCompression,
@@ -37,6 +38,7 @@ from builder.lock.values import (
 )
 
 __all__ = [
+    "ADAPTIVE",
     "FORMAT",
     "Lock",
     "LockError",

@@ -10,6 +10,7 @@ from builder import baseimage
 from builder.gpu.values import GpuContract
 from builder.lock.closure import CircleError, ordered
 from builder.lock.values import (
+    ADAPTIVE,
     Lock,
     LockedCompression,
     LockedCuda,
@@ -43,6 +44,8 @@ def problems(lock: Lock) -> Iterator[str]:
         yield f"$.created: {lock.created!r} is no time like 2026-01-31T12:00:00Z"
     if not _DIGEST.fullmatch(lock.profile):
         yield f"$.profile: {lock.profile!r} is no sha256 digest"
+    if lock.soci.spans not in ("", *ADAPTIVE):
+        yield f"$.soci.spans: {lock.soci.spans!r} is no rule that this version knows"
     for number, platform in enumerate(lock.platforms):
         yield from _platform_problems(platform, f"$.platforms[{number}]")
     local: list[LockedLocal | LockedTemplate] = [

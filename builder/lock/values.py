@@ -232,10 +232,15 @@ class LockedModel:
         return self.converted or self.files
 
 
+ADAPTIVE = ("adaptive", "adaptive-2")
+"""The rules for spans that depend on what a start reads, the newest last; those that locks name stay as they are."""
+
+
 @dataclass(frozen=True)
 class SociSettings:
-    """Which layers get a ztoc and how far apart its checkpoints are; both in bytes. `spans` is `adaptive` where they are small
-    where a start reads, and large elsewhere; `platform` is `unknown` where the index's entry is of no platform; else nothing."""
+    """Which layers get a ztoc and how far apart its checkpoints are; both in bytes. `spans` is one of `ADAPTIVE` where they are
+    small where a start reads, and large elsewhere; `platform` is `unknown` where the index's entry is of no platform; else
+    nothing."""
 
     enabled: bool = True
     span_size: int = 4 << 20
