@@ -20,7 +20,8 @@ from typing import Protocol
 
 from urllib3.response import BaseHTTPResponse
 
-from builder.client import READ, Patience, TransientError, redact
+from builder.client import Patience, TransientError, redact
+from builder.client.reading import blocks
 from builder.errors import FetchError
 from builder.parallel import Stop, for_each
 
@@ -267,7 +268,7 @@ class _Attempt:
             else:
                 raise _RestartError("it does not send parts")
             self._check_length(response, stop_at - stretch.reached)
-            while block := self._read(response):
+            for block in blocks(response):
                 if stretch.reached + len(block) > stop_at:
                     raise self._too_long(stop_at == self._target.size)
                 self._target.write(block, stretch.reached)
@@ -276,9 +277,6 @@ class _Attempt:
         if stretch.reached < stretch.end:
             left = stretch.end - stretch.reached
             raise TransientError(f"{redact(self._url)}: the answer ended {left} bytes too early")
-
-    def _read(self, response: BaseHTTPResponse) -> bytes:
-        return response.read1(READ, decode_content=False) or b""
 
     def _check_version(self, response: BaseHTTPResponse) -> None:
         tag = response.headers.get("etag")

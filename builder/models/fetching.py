@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import queue
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from builder.models.chunked import Chunked, Open, WrongModelError
+from builder.models.lanes import Lanes
 from builder.models.requests import CONNECTIONS, Piece, Run, runs, shared
 from builder.models.values import CHUNK_SIZE
 from builder.oci.content import Source
@@ -20,10 +19,6 @@ MEMORY = CONNECTIONS * CHUNK_SIZE
 """The most bytes that are in memory to be checked; one chunk, if that alone is larger."""
 
 _TRIES = 3
-_SLOW = 1.5
-"""Seconds after which a request has taken too long if others have nothing to do; `PART` at 11 MB/s."""
-
-_POLL = 0.05
 _BLOCK = 1 << 20
 
 
@@ -61,38 +56,30 @@ class Fetcher:
         largest = max((opened.chunked.largest for opened, _ in wanted if opened.check), default=1)
         threads = max(1, min(CONNECTIONS, len(tasks), MEMORY // max(largest, 1)))
         stop = Stop(self._stop)
-        failures = for_each(_Worker(self._source, stop, self._advance, len(tasks)).do, tasks, threads, stop)
+        worker = _Worker(self._source, stop, self._advance, Lanes(tasks, stop))
+        failures = for_each(worker.do, range(threads), threads, stop)
         self._stop.check()
         if failures:
             raise failures[0]
 
 
 class _Worker:
-    """Does the tasks of one call, until one of them fails; shared by its threads.
+    """Does the tasks of one call, until one of them fails; shared by its threads."""
 
-    A thread for which there is no task left takes over half of what a slow one has still to fetch, so that no bad connection
-    keeps all waiting.
-    """
-
-    def __init__(self, source: Source, stop: Stop, advance: Callable[[int], None], tasks: int) -> None:
+    def __init__(self, source: Source, stop: Stop, advance: Callable[[int], None], lanes: Lanes) -> None:
         self._source = source
         self._stop = stop
         self._advance = advance
+        self._lanes = lanes
         self._spare: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        self._guard = threading.Lock()
-        self._waiting = tasks
-        self._running: list[Run] = []
 
-    def do(self, task: Run | Piece) -> None:
-        """One request, or several where what came is wrong; then, at the end, parts of those of others."""
-        with self._guard:
-            self._waiting -= 1
-        self._try(task)
-        while self._some_are_left():
-            if half := self._half():
-                self._try(half)
-            else:
-                self._stop.sleep(_POLL)
+    def do(self, lane: int) -> None:
+        """One request after the other, until there is none left for this thread."""
+        while task := self._lanes.take(lane):
+            try:
+                self._try(task)
+            finally:
+                self._lanes.ended(task)
 
     def _try(self, task: Run | Piece) -> None:
         from builder.registry import NoRangesError
@@ -104,40 +91,9 @@ class _Worker:
             if isinstance(task, Piece):
                 self._piece(task)
             else:
-                with self._guard:
-                    task.begun = time.monotonic()
-                    self._running.append(task)
-                try:
-                    self._run(task)
-                finally:
-                    with self._guard:
-                        self._running.remove(task)
+                self._run(task)
         except NoRangesError:
             self._stream(task.opened)
-
-    def _some_are_left(self) -> bool:
-        """Whether no task waits, and another thread has more to fetch than what comes just now."""
-        with self._guard:
-            return not self._waiting and not self._stop.is_set() and any(run.last > run.at for run in self._running)
-
-    def _half(self) -> Run | None:
-        """What a slow thread needs not fetch any more."""
-        slow = time.monotonic() - _SLOW
-        with self._guard:
-            runs = [run for run in self._running if run.begun < slow and run.last > run.at]
-            if not runs:
-                return None
-            run = max(runs, key=lambda run: run.last - run.at)
-            middle = (run.at + run.last) // 2 + 1
-            half = Run(run.opened, middle, run.last)
-            run.last = middle - 1
-            return half
-
-    def _next(self, run: Run) -> bool:
-        """A chunk of a run is done; whether there is another one to be fetched."""
-        with self._guard:
-            run.at += 1
-            return run.at <= run.last
 
     def _run(self, run: Run) -> None:
         """Chunks that lie side by side, in one request; a wrong one is asked for again, alone."""
@@ -167,7 +123,7 @@ class _Worker:
             while offset >= filling.cuts[run.at + 1]:
                 filling.mark(run.at)
                 self._landed(run.opened, run.at)
-                if not self._next(run):
+                if not self._lanes.next(run):
                     return
 
     def _take(self, run: Run, buffer: bytearray) -> list[int]:
@@ -190,7 +146,7 @@ class _Worker:
                         if not self._finish(run.opened, run.at, room[:length]):
                             wrong.append(run.at)
                         filled = 0
-                        if not self._next(run):
+                        if not self._lanes.next(run):
                             return wrong
         return wrong
 
@@ -232,6 +188,7 @@ class _Worker:
             try:
                 for block in self._source.ranges(chunked.blob, start, end, self._stop):
                     self._advance(len(block))
+                    self._lanes.came(len(block))
                     if len(block) > end - start:
                         raise WrongModelError(
                             f"{chunked.file.path}: more of its blob {chunked.blob.digest} came than was asked for"

@@ -15,7 +15,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -119,6 +119,15 @@ class Filling:
         ):
             reached += count
         return reached
+
+    def pieces(self, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes from `start` to `end`, as they are on the disk, each piece good until the next one. Raises `OSError`."""
+        while start < end:
+            count = os.preadv(self._file, [buffer[: end - start]], start)
+            if not count:
+                raise OSError(errno.EIO, "it became shorter", str(self.path))
+            yield buffer[:count]
+            start += count
 
     def digest(self) -> Digest:
         """The digest of the whole file, as it is on the disk."""

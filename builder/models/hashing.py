@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import threading
-from contextlib import suppress
 
 from builder.models.filling import Filling
 from builder.oci.digest import Digest
 
-_STRETCH = 16 << 20
+_READ = 1 << 20
 
 
 class Hasher:
     """Hashes a file from its beginning as far as it is there, in a thread of its own, for the length of a `with` block.
 
-    It looks at the file in memory, a few megabytes at a time: large stretches let the other threads run, and nothing is copied.
+    It reads the file and does not map it: to touch a page in a mapping first costs more than to copy it.
     """
 
     def __init__(self, filling: Filling) -> None:
@@ -56,30 +54,22 @@ class Hasher:
 
     def _run(self) -> None:
         try:
-            if self._filling.size:
-                self._hash()
-        except (OSError, ValueError):  # this file system has no files in memory: the file is read at its end
+            self._hash(memoryview(bytearray(_READ)))
+        except (OSError, ValueError):  # the file is read at its end, and what is wrong with it shows there
             with self._news:
                 self._failed = True
                 self._news.notify_all()
 
-    def _hash(self) -> None:
-        with self._filling.map() as map:
-            while (end := self._next()) > self._reached:
-                with memoryview(map)[self._reached : end] as stretch:
-                    self._state.update(stretch)
-                first = self._reached // mmap.PAGESIZE * mmap.PAGESIZE
-                with suppress(OSError, ValueError):  # what was looked at need not stay in this process
-                    map.madvise(mmap.MADV_DONTNEED, first, end // mmap.PAGESIZE * mmap.PAGESIZE - first)
-                with self._news:
-                    self._reached = end
-                    self._news.notify_all()
+    def _hash(self, memory: memoryview) -> None:
+        while (end := self._next()) is not None:
+            for piece in self._filling.pieces(self._reached, end, memory):
+                self._state.update(piece)
+            with self._news:
+                self._reached = end
+                self._news.notify_all()
 
-    def _next(self) -> int:
-        """How far it can go on; no farther if it is to stop."""
+    def _next(self) -> int | None:
+        """How far it can go on; None if it is to stop."""
         with self._news:
             self._news.wait_for(lambda: self._stopped or self._reached in self._landed)
-            end = self._reached
-            while not self._stopped and end in self._landed and end - self._reached < _STRETCH:
-                end = self._landed.pop(end)
-            return end
+            return None if self._stopped else self._landed.pop(self._reached)

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from urllib3.response import BaseHTTPResponse
 
 from builder.client import READ, TransientError, redact
+from builder.client.reading import blocks
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop
@@ -184,7 +185,7 @@ class _Blob:
                 raise NoRangesError(f"{redact(self._url)}: the server sends no parts")
             skip = self._check_headers(response, start, end)
             left = end - start
-            while block := response.read1(READ, decode_content=False):
+            for block in blocks(response):
                 if skip:
                     block, skip = block[skip:], max(skip - len(block), 0)
                     if not block:
