@@ -8,7 +8,7 @@ import threading
 from builder.models.filling import Filling
 from builder.oci.digest import Digest
 
-_READ = 1 << 20
+_READ = 256 << 10
 
 
 class Hasher:
