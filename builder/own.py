@@ -114,24 +114,30 @@ def execution(profile: Profile) -> Execution:
 
 
 def soci_settings(profile: Profile, before: SociSettings | None = None) -> SociSettings:
-    """Which layers get a ztoc, as the profile says; by the rule for adaptive spans that was locked `before`, if one was."""
+    """Which layers get a ztoc, as the profile says, none of those that have a table of their own; by the rule for adaptive spans
+    that was locked `before`, if one was."""
     soci = profile.publish.soci
     spans = ""
     if soci.spans == "adaptive":
         spans = (before.spans if before else "") or ADAPTIVE[-1]
     platform = "unknown" if soci.platform == "unknown" else ""
-    return SociSettings(soci.enabled, int(soci.span_size), int(soci.min_layer_size), spans, platform)
+    enabled = soci.enabled and profile.publish.lazy != "estargz"
+    return SociSettings(enabled, int(soci.span_size), int(soci.min_layer_size), spans, platform)
 
 
 def compression(profile: Profile, previous: Lock | None) -> LockedCompression | None:
     """How layers are compressed, as the profile says; a version that was locked stays."""
-    kind = profile.publish.compression
+    kind = "estargz" if profile.publish.lazy == "estargz" else profile.publish.compression
     if kind in (None, "gzip"):
         return None
     if previous and previous.compression and previous.compression.kind == kind:
         return previous.compression
     if kind == "none":
         return LockedCompression("none")
+    if kind == "estargz":
+        from builder.layers import estargz  # few images are of it
+
+        return LockedCompression("estargz", estargz.RULES)
     from builder.layers import zstd  # few images are compressed with it
 
     return LockedCompression("zstd", zstd.VERSION, zstd.LEVEL)

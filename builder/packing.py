@@ -34,6 +34,7 @@ from builder.plan import (
     SystemLayer,
     WheelLayer,
     files,
+    has_table,
     inputs,
     media_type,
 )
@@ -94,12 +95,17 @@ class Packer:
             return None
         try:
             blob = Descriptor(media_type(layer), Digest.parse(record["objects"][0]), int(record["size"]))
+            diff_id, listing = Digest.parse(record["diff_id"]), Digest.parse(record["objects"][1])
+            tar_size = int(record["tar_size"])
+            if has_table(layer):
+                from builder.layers import estargz  # few images are of it
+
+                blob = replace(blob, annotations=estargz.labels(Digest.parse(record["table"]), tar_size))
+                return BuiltLayer(layer.name, blob, diff_id, tar_size, None, 0, listing, packed)
             found = self._ztoc(blob, store)
             if found is None:
                 return None
             described, spans = found
-            diff_id, listing = Digest.parse(record["diff_id"]), Digest.parse(record["objects"][1])
-            tar_size = int(record["tar_size"])
         except (LookupError, TypeError, ValueError):  # a record that says too little counts as absent
             return None
         if not all(store.has(item.digest, item.size) for item in (blob, described) if item):
@@ -135,7 +141,10 @@ class Packer:
             try:
                 entries = self._entries(layer, store, spool)
                 scaled = _Scaled(layer, entries, advance)
-                packed = pack(entries, blob, windows, self.soci.span_size, scaled, _sink(layer))
+                if has_table(layer):
+                    packed = _with_table(layer, entries, blob, scaled)
+                else:
+                    packed = pack(entries, blob, windows, self.soci.span_size, scaled, _sink(layer))
             except (BuilderError, FileNotFoundError) as error:
                 raise _explained(error, layer, store) from error
             store.adopt(blob, packed.digest)
@@ -148,6 +157,7 @@ class Packer:
             "size": packed.size,
             "diff_id": str(packed.diff_id),
             "tar_size": packed.spans.tar_size,
+            **({"table": str(packed.table)} if packed.table else {}),
         }
         store.put_record("layer", layer.key.hex, record)
 
@@ -187,6 +197,14 @@ class Packer:
             store.adopt(path, described.digest)
         record = {"objects": [str(described.digest)], "size": described.size, "spans": len(spans.checkpoints)}
         store.put_record("ztoc", ztoc_key(blob, self.soci.span_size), record)
+
+
+def _with_table(layer: Layer, entries: Sequence[Entry], blob: Path, advance: Callable[[int], None]) -> PackedLayer:
+    from builder.layers import estargz  # few images are of it
+
+    if not isinstance(layer, BaseLayer) and layer.compression:
+        estargz.check_rules(layer.compression.version)
+    return estargz.pack(entries, blob, advance)
 
 
 def _sink(layer: Layer) -> Open:

@@ -94,6 +94,7 @@ budget: {total: 20s, pull: 5s, model: 10s}
 publish:
   soci: {enabled: true, span-size: 4MiB, min-layer-size: 10MiB, spans: adaptive, platform: unknown}
   compression: gzip
+  lazy: soci
   to: oci:out/sdxl-turbo
   models: localhost:5000/models
 """

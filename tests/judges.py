@@ -27,7 +27,7 @@ _TOOLS = {
     "oras": "registries",
 }
 """Programs in Go and the folders of their modules here."""
-_OWN = {"soci-peer": ".", "soci-snapshotter-grpc": "snapshotter"}
+_OWN = {"containerd-stargz-grpc": "stargz", "soci-peer": ".", "soci-snapshotter-grpc": "snapshotter"}
 """Programs of our own around the real thing, and their folders."""
 
 _START = 30.0

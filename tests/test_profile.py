@@ -116,6 +116,7 @@ def test_a_full_profile(tmp_path: Path) -> None:
         publish=Publish(
             soci=Soci(span_size=Size(4 << 20), min_layer_size=Size(10 << 20), spans="adaptive", platform="unknown"),
             compression="gzip",
+            lazy="soci",
             to="oci:out/sdxl-turbo",
             models="localhost:5000/models",
         ),

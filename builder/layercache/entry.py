@@ -65,6 +65,8 @@ class Record:
     listing: Descriptor
     ztocs: tuple[CachedZtoc, ...] = ()
     licences: tuple[tuple[str, Mapping[str, object]], ...] = ()
+    table: Digest | None = None
+    """The digest of the table of an eStargz layer."""
 
     def encode(self) -> bytes:
         """Equal records have equal bytes."""
@@ -78,6 +80,7 @@ class Record:
                     "diff_id": str(self.diff_id),
                     "tar_size": self.tar_size,
                     **({} if self.blob.media_type == spec.LAYER_GZIP else {"type": self.blob.media_type}),
+                    **({"table": str(self.table)} if self.table else {}),
                 },
                 "listing": {"digest": str(self.listing.digest), "size": self.listing.size},
                 "ztocs": [
@@ -117,6 +120,7 @@ class Record:
                     for one in document["ztocs"]
                 ),
                 tuple(_licence(sha256, told) for sha256, told in document["licences"].items()),
+                Digest.parse(layer["table"]) if "table" in layer else None,
             )
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise LyingCacheError(f"its record cannot be read: {error!s:.200}") from error

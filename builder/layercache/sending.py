@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from builder.layercache import entry
 from builder.layercache.entry import LISTING_TYPE, CachedZtoc, Record, tag_of
 from builder.layercache.keys import SecretKey
+from builder.layers.estargz import TOC_DIGEST
 from builder.lock import SociSettings
+from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.packing import Folder, Packer
 from builder.plan import Layer, WheelLayer
@@ -24,7 +27,9 @@ def record_here(layer: Layer, store: Store, soci: SociSettings) -> Record | None
         return None
     listing = Descriptor(LISTING_TYPE, found.listing, store.path(found.listing).stat().st_size)
     ztocs = (CachedZtoc(soci.span_size, found.ztoc.digest, found.ztoc.size, found.spans),) if found.ztoc else ()
-    return Record(layer.key, found.blob, found.diff_id, found.tar_size, listing, ztocs, _licences(layer, store))
+    blob, toc = replace(found.blob, annotations={}), found.blob.annotations.get(TOC_DIGEST)
+    table = Digest.parse(toc) if toc else None
+    return Record(layer.key, blob, found.diff_id, found.tar_size, listing, ztocs, _licences(layer, store), table)
 
 
 def send(repository: Repository, record: Record, name: str, secret: SecretKey | None, store: Store) -> None:

@@ -17,7 +17,7 @@ from builder.lock import SociSettings
 from builder.oci.spec import Descriptor
 from builder.packing import Folder, Packer, ztoc_key
 from builder.parallel import Stop
-from builder.plan import Layer, WheelLayer, inputs, media_type
+from builder.plan import Layer, WheelLayer, has_table, inputs, media_type
 from builder.progress import human_size
 from builder.registry import Repository
 from builder.sbom.licences import RECORD as LICENCE
@@ -54,6 +54,8 @@ class Taker:
         """
         if record.blob.media_type != media_type(layer):
             raise LyingCacheError(f"it is of the type {record.blob.media_type}")
+        if has_table(layer) != bool(record.table):
+            raise LyingCacheError(f"it {'has no table, as eStargz has' if has_table(layer) else 'is of eStargz'}")
         self._check_size(layer, record)
         listing = small(self.repository, record.listing)
         rows_of(listing)
@@ -69,6 +71,7 @@ class Taker:
             "size": record.blob.size,
             "diff_id": str(record.diff_id),
             "tar_size": record.tar_size,
+            **({"table": str(record.table)} if record.table else {}),
             ORIGIN: self.cache,
         }
         store.put_record("layer", layer.key.hex, document)

@@ -21,13 +21,15 @@ _READ = 1 << 20
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """A finished layer: (digest, size) of its blob, diff_id of its tar, its spans, and the CRC-32 of each entry's content."""
+    """A finished layer: (digest, size) of its blob, diff_id of its tar, its spans, and the CRC-32 of each entry's content; of an
+    eStargz layer the digest of its table."""
 
     digest: Digest
     size: int
     diff_id: Digest
     spans: LayerSpans
     crc32s: tuple[int, ...]
+    table: Digest | None = None
 
 
 class Sink(Protocol):
@@ -67,7 +69,7 @@ def pack(
     not grow with content.
     Raises `HostileInputError` where content is not what its entry says.
     """
-    with blob.open("wb") as out, windows.open("wb") as windows_out, _Sources() as sources:
+    with blob.open("wb") as out, windows.open("wb") as windows_out, Sources() as sources:
         member = sink(out, windows_out, span_size, advance)
         try:
             packed = [_entry(member, entry, sources) for entry in entries]
@@ -81,7 +83,7 @@ def pack(
     return PackedLayer(digest, size, diff_id, spans, tuple(crc32 for _, crc32 in packed))
 
 
-def _entry(member: Sink, entry: Entry, sources: _Sources) -> tuple[TocEntry, int]:
+def _entry(member: Sink, entry: Entry, sources: Sources) -> tuple[TocEntry, int]:
     member.plain(tar.header(entry))
     offset, crc32 = member.position, 0
     if entry.kind is Kind.FILE:
@@ -90,7 +92,7 @@ def _entry(member: Sink, entry: Entry, sources: _Sources) -> tuple[TocEntry, int
     return tar.toc_entry(entry, offset), crc32
 
 
-def _content(member: Sink, entry: Entry, sources: _Sources) -> int:
+def _content(member: Sink, entry: Entry, sources: Sources) -> int:
     """Packs the content of a file, checked; its CRC-32."""
     content = entry.content
     if isinstance(content, Inline):
@@ -100,16 +102,21 @@ def _content(member: Sink, entry: Entry, sources: _Sources) -> int:
         crc32, found = _region(member, content, sources)
     else:
         crc32, found = _stream(member, content, sources)
+    check(content, crc32, found)
+    return crc32
+
+
+def check(content: Region | Member, crc32: int, found: str) -> None:
+    """Raises `HostileInputError` where a content has another CRC-32, or another digest than was recorded, than it should."""
     label = content.label or content.path
     if content.crc32 not in (None, crc32):
         raise HostileInputError(f"{label}: its CRC-32 is {crc32:08x}, not {content.crc32:08x} as the archive says")
     if content.recorded and content.recorded[1] != found:
         algorithm, expected = content.recorded
         raise HostileInputError(f"{label}: its {algorithm} is {found}, not {expected} as was recorded")
-    return crc32
 
 
-def _region(member: Sink, region: Region, sources: _Sources) -> tuple[int, str]:
+def _region(member: Sink, region: Region, sources: Sources) -> tuple[int, str]:
     descriptor, done = sources.open(region.path), 0
     content = ContentHash(_algorithm(region))
     while done < region.size:
@@ -122,7 +129,7 @@ def _region(member: Sink, region: Region, sources: _Sources) -> tuple[int, str]:
     return content.result()
 
 
-def _stream(member: Sink, content: Member, sources: _Sources) -> tuple[int, str]:
+def _stream(member: Sink, content: Member, sources: Sources) -> tuple[int, str]:
     return member.stream(
         sources.open(content.path),
         content.offset,
@@ -137,7 +144,7 @@ def _algorithm(content: Region | Member) -> str | None:
     return content.recorded[0] if content.recorded else None
 
 
-class _Sources:
+class Sources:
     """Open files of one pass: inputs come in runs, so a handful stays open."""
 
     _LIMIT = 16
@@ -145,7 +152,7 @@ class _Sources:
     def __init__(self) -> None:
         self._open: dict[Path, int] = {}
 
-    def __enter__(self) -> _Sources:
+    def __enter__(self) -> Sources:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -57,6 +57,8 @@ def problems(lock: Lock) -> Iterator[str]:
         yield f"{place} is locked twice"
     for item in local:
         yield from _place_problems(item)
+    if lock.compression and lock.compression.kind == "estargz" and lock.soci.enabled:
+        yield "$.soci: eStargz layers have no SOCI index"
     if lock.compression:
         yield from _compression_problems(lock.compression)
     for name in _twice(model.name for model in lock.models):
@@ -103,7 +105,10 @@ def _platform_problems(platform: LockedPlatform, path: str) -> Iterator[str]:
 
 def _compression_problems(compression: LockedCompression) -> Iterator[str]:
     kind, version, level = compression.kind, compression.version, compression.level
-    if kind not in ("zstd", "none"):
+    if kind == "estargz":
+        if not _NUMBERS.fullmatch(version) or level is not None:
+            yield f"$.compression: {version!r} is no number of rules of eStargz layers"
+    elif kind not in ("zstd", "none"):
         yield f"$.compression.kind: {kind!r} is no compression"
     elif kind == "none" and (version or level is not None):
         yield "$.compression: there is no version or level of none"

@@ -251,8 +251,8 @@ class SociSettings:
 
 @dataclass(frozen=True)
 class LockedCompression:
-    """How the layers that are made are compressed, where that is not gzip: `kind` is `zstd` or `none`. Of zstd it says the
-    `version` of the library and the `level`: other ones have other bytes."""
+    """How the layers that are made are compressed, where that is not one gzip member: `kind` is `zstd`, `none` or `estargz`. Of
+    zstd it says the `version` of the library and the `level`: other ones have other bytes; of eStargz the number of its rules."""
 
     kind: str
     version: str = ""
@@ -261,7 +261,7 @@ class LockedCompression:
     @property
     def media_type(self) -> str:
         """That of the layers."""
-        return spec.LAYER_ZSTD if self.kind == "zstd" else spec.LAYER
+        return {"zstd": spec.LAYER_ZSTD, "none": spec.LAYER}.get(self.kind, spec.LAYER_GZIP)
 
 
 @dataclass(frozen=True)

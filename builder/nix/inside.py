@@ -20,7 +20,7 @@ from builder.errors import BuilderError
 from builder.lock import SociSettings
 from builder.oci.digest import Digest
 from builder.packing import Folder, Packer, ztoc_key
-from builder.plan import Layer, LinksLayer, NixLayer, SystemLayer, WheelLayer, media_type
+from builder.plan import Layer, LinksLayer, NixLayer, SystemLayer, WheelLayer, has_table, media_type
 from builder.soci import index
 from builder.store import Store
 
@@ -72,7 +72,8 @@ def pack(spec: str, inputs: Sequence[Path], scratch: Path, out: Path) -> None:
 def records(layer: Layer, blob: Digest, span_size: int) -> tuple[tuple[str, str], ...]:
     """The kinds and keys of the records that lead to a layer."""
     found = ("layer", layer.key.hex)
-    return (found, ("ztoc", ztoc_key(blob, span_size))) if index.is_indexed(media_type(layer)) else (found,)
+    indexed = index.is_indexed(media_type(layer)) and not has_table(layer)
+    return (found, ("ztoc", ztoc_key(blob, span_size))) if indexed else (found,)
 
 
 def _main() -> None:

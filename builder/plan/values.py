@@ -151,6 +151,12 @@ def media_type(layer: Layer) -> str:
     return layer.compression.media_type if layer.compression else spec.LAYER_GZIP
 
 
+def has_table(layer: Layer) -> bool:
+    """Whether a layer is eStargz, whose table its descriptor names."""
+    compression = None if isinstance(layer, BaseLayer) else layer.compression
+    return compression is not None and compression.kind == "estargz"
+
+
 def inputs(layer: Layer) -> tuple[tuple[str, int], ...]:
     """What goes into a layer: (name and version, bytes of the input)."""
     if isinstance(layer, BaseLayer):

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from builder.documents import Range, Size, field
 from builder.profile.forms import Destination, ModelPlace
@@ -36,9 +37,23 @@ class Soci:
     )
 
 
+def _estargz_is_gzip_without_index(
+    lazy: str | None, soci: Soci, compression: str | None
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if lazy != "estargz":
+        return
+    if soci.spans or soci.platform:
+        key = "spans" if soci.spans else "platform"
+        yield ("soci", key), f"eStargz layers have no SOCI index: remove {key}, or lazy"
+    if compression not in (None, "gzip"):
+        yield ("compression",), f"eStargz layers are gzip: remove compression: {compression}, or lazy"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Publish:
     """What is made for whoever pulls the image, and where it goes."""
+
+    checks: ClassVar = (_estargz_is_gzip_without_index,)
 
     soci: Soci = field(
         doc="The SOCI index; `false` stands for `{enabled: false}`.",
@@ -50,6 +65,13 @@ class Publish:
         "images whole. Layers of zstd have no SOCI index; those of a base image stay what they are. See cold-start.md.",
         default=None,
         example="gzip",
+    )
+    lazy: Literal["soci", "estargz"] | None = field(
+        doc="How nodes start the image before they have it: `soci`, which is what happens if it is not said, by the index beside "
+        "it, or `estargz`: each layer has a table of its files in itself, for stargz-snapshotter and all that read eStargz; there "
+        "is no SOCI index then. These are other layers, which images of the same kind share. See cold-start.md.",
+        default=None,
+        example="soci",
     )
     to: Destination | None = field(
         doc="Where `build publish` publishes to when it is not told: a registry, `HOST/REPOSITORY[:TAG]`, or an OCI layout, "

@@ -1,0 +1,338 @@
+"""eStargz layers: what every client reads as any layer, and stargz-snapshotter file by file, verified by the table in it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import deflate
+import judges
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts import Layout
+from test_fuzz_wheel import EDITS, SLOW, edited
+from test_layers import STREAMS, Spool, data_of, flushed, noise, prose, stored
+from wheelmaker import deflate as deflated
+from world import PROFILE, World, run, write_project
+
+from builder import lock as locks
+from builder.errors import HostileInputError
+from builder.layers import chunked, estargz
+from builder.layers.estargz import pack
+from builder.layers.pack import PackedLayer
+from builder.layers.tar import Entry, Inline, Kind, Region
+from builder.lock import LockedCompression, SociSettings, checks
+from builder.oci.digest import Digest
+
+KIB, MIB = 1 << 10, 1 << 20
+CHUNK = 64 * KIB
+"""Smaller than that of images, so that streams are cut in many places."""
+
+
+def rows(blob: bytes) -> tuple[list[dict[str, Any]], Digest]:
+    """The table of a layer, found as the format says: by the last 51 bytes."""
+    footer = blob[-51:]
+    assert gzip.decompress(footer) == b""
+    assert footer[12:16] == b"SG" + (22).to_bytes(2, "little")
+    assert footer[32:38] == b"STARGZ"
+    inflate = zlib.decompressobj(31)
+    with tarfile.open(fileobj=io.BytesIO(inflate.decompress(blob[int(footer[16:32], 16) :]))) as tar:
+        (member,) = tar.getmembers()
+        assert member.name == "stargz.index.json"
+        file = tar.extractfile(member)
+        assert file
+        data = file.read()
+    return json.loads(data)["entries"], Digest.of(data)
+
+
+def content(blob: bytes, toc: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    """The files, each chunk read by itself from where the table says that it starts; digests are compared."""
+    found: dict[str, bytearray] = {}
+    sizes = {row["name"]: row.get("size", 0) for row in toc if row["type"] == "reg"}
+    for row in toc:
+        if row["type"] not in ("reg", "chunk") or not sizes[row["name"]]:
+            continue
+        start = row.get("chunkOffset", 0)
+        size = row.get("chunkSize", sizes[row["name"]] - start)
+        data = zlib.decompressobj(31).decompress(blob[row["offset"] :], size)
+        assert len(data) == size
+        assert row["chunkDigest"] == str(Digest.of(data))
+        assert len(found.setdefault(row["name"], bytearray())) == start
+        found[row["name"]] += data
+    for row in toc:
+        if row["type"] == "reg" and row.get("size"):
+            assert row["digest"] == str(Digest.of(bytes(found[row["name"]])))
+    return {name: bytes(found.get(name, b"")) for name in sizes}
+
+
+def assert_sound(blob: Path, result: PackedLayer, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """It is what others read as a gzip tar, with what its table says."""
+    raw = blob.read_bytes()
+    unzipped = gzip.decompress(raw)
+    assert (result.digest, result.size) == (Digest.of(raw), len(raw))
+    assert (result.diff_id, result.spans.tar_size) == (Digest.of(unzipped), len(unzipped))
+    toc, digest = rows(raw)
+    assert digest == result.table
+    files = content(raw, toc)
+    with tarfile.open(fileobj=io.BytesIO(unzipped)) as tar:
+        members = tar.getmembers()
+        names = [entry.path for entry in entries]
+        assert [member.name for member in members] == [estargz.NO_PREFETCH, *names, estargz.TOC]
+        kinds = {"dir": tarfile.DIRTYPE, "reg": tarfile.REGTYPE, "symlink": tarfile.SYMTYPE}
+        told = [row for row in toc if row["type"] != "chunk"]
+        for member, row in zip(members[:-1], told, strict=True):
+            assert row["name"].rstrip("/") == member.name
+            assert kinds[row["type"]] == member.type
+            assert (row["mode"], row.get("size", 0)) == (member.mode, member.size)
+            assert (row.get("uid", 0), row.get("gid", 0)) == (member.uid, member.gid)
+            assert row.get("linkName", "") == member.linkname
+            if row["type"] == "reg":
+                file = tar.extractfile(member)
+                assert file
+                assert files[row["name"]] == file.read()
+    for entry, crc32 in zip(entries, result.crc32s, strict=True):
+        if entry.kind is Kind.FILE:
+            assert crc32 == zlib.crc32(files[entry.path])
+            assert files[entry.path] == data_of(entry.content)
+    return toc
+
+
+def judged(blob: Path, toc: Digest | None) -> dict[str, Any]:
+    """What the eStargz library finds in a layer after it has verified table, chunks and files."""
+    judge = judges.require("containerd-stargz-grpc")
+    done = subprocess.run([judge, "check", blob, str(toc)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool")
+
+
+def entries_of(spool: Spool) -> Iterator[Entry]:
+    """Every kind of entry, and every kind of stream."""
+    yield Entry("d", Kind.DIR, 0o755)
+    for number, (raw, data) in enumerate(STREAMS.values()):
+        yield Entry(f"d/{number:03}", content=spool.member(raw, data))
+    yield Entry("d/inline", mode=0o4755, content=Inline(prose(3 * CHUNK + 5)))
+    yield Entry("d/link", Kind.SYMLINK, 0o777, linkname="../x" * 60)
+    yield Entry("d/region", uid=7, gid=8, content=spool.region(noise(2 * CHUNK)))
+    yield Entry("d/" + "ü" * 120, content=Inline(b"long"))
+
+
+def test_every_stream_is_cut_where_others_can_read_it(spool: Spool, tmp_path: Path) -> None:
+    entries = list(entries_of(spool))
+    blob = tmp_path / "layer.gz"
+    result = pack(entries, blob, chunk_size=CHUNK)
+    toc = assert_sound(blob, result, entries)
+    sizes = [row["chunkSize"] for row in toc if "chunkSize" in row]
+    assert max(sizes) <= 2 * CHUNK
+    assert min(sizes) >= 32 * KIB
+    assert len(set(sizes)) > 50
+    found = judged(blob, result.table)
+    assert len(found) == len(entries) + 2  # the root and a landmark
+    for entry in entries:
+        if entry.kind is Kind.FILE and entry.size:
+            assert found[f"/{entry.path}"]["digest"] == str(Digest.of(data_of(entry.content)))
+    for command in (["pigz", "-dc"], ["gzip", "-dc"]):
+        unzipped = subprocess.run([judges.require(command[0]), *command[1:], blob], capture_output=True, check=True)
+        assert Digest.of(unzipped.stdout) == result.diff_id
+    raw = blob.read_bytes()  # libdeflate is the strictest about what streams may look like
+    offsets = sorted({row["offset"] for row in toc if row.get("offset")})
+    for row in toc:
+        if "chunkSize" in row and row["name"] < "d/inline":
+            after = next((offset for offset in offsets if offset > row["offset"]), len(raw))
+            data = deflate.gzip_decompress(raw[row["offset"] : after])
+            assert Digest.of(bytes(data)) == Digest.parse(row["chunkDigest"])
+
+
+def test_what_is_verbatim(spool: Spool, tmp_path: Path) -> None:
+    """A stream of one chunk is there as it is; of larger ones, little is compressed anew."""
+    small, large = deflated(prose(50 * KIB), 9), deflated(prose(12 * MIB), 9)
+    entries = [
+        Entry("small", content=spool.member(small, prose(50 * KIB))),
+        Entry("large", content=spool.member(large, prose(12 * MIB))),
+    ]
+    blob = tmp_path / "layer.gz"
+    toc = assert_sound(blob, pack(entries, blob), entries)
+    raw = blob.read_bytes()
+    assert small in raw
+    offsets = [row["offset"] for row in toc if row["name"] == "large"]
+    assert len(offsets) == 3
+    assert large[: 256 * KIB] in raw
+    copied = sum(large[at : at + 256] in raw for at in range(0, len(large) - 256, 1024))  # not where bits are shifted
+    assert copied > 0.97 * len(range(0, len(large) - 256, 1024))
+    assert len(raw) < 1.01 * len(large) + len(small)
+
+
+def test_blocks_without_end(spool: Spool, tmp_path: Path) -> None:
+    """Where no block ends, chunks are compressed anew; where blocks hold nothing, they are left out. Memory stays bounded."""
+    tail = prose(300 * KIB)
+    giant = deflated(noise(40) * 40_000, 9, mem_level=9)
+    flood = stored(b"", False) * 400_000
+    streams = {
+        "giant": (giant, noise(40) * 40_000),
+        "flood": (flood + deflated(tail), tail),
+        "flood inside": (stored(tail[:100_000], False) + flood + deflated(tail), tail[:100_000] + tail),
+        "flood soon": (stored(tail[:1000], False) + flood + deflated(tail), tail[:1000] + tail),
+        "only flood behind": (stored(tail[:CHUNK], False) + flood + b"\x03\x00", tail[:CHUNK]),
+        "flushed": (flushed(tail, 999, zlib.Z_FULL_FLUSH, times=3), tail),
+    }
+    entries = [Entry(name, content=spool.member(*stream)) for name, stream in sorted(streams.items())]
+    blob = tmp_path / "layer.gz"
+    result = pack(entries, blob, chunk_size=CHUNK)
+    toc = assert_sound(blob, result, entries)
+    assert max(row["chunkSize"] for row in toc if "chunkSize" in row) <= 2 * CHUNK
+    assert judged(blob, result.table)
+
+
+@pytest.mark.parametrize("bits", range(8))
+def test_what_stands_before_a_block_that_begins_inside_of_a_byte(bits: int) -> None:
+    """Blocks without content, which every inflater has to accept, end on the bit."""
+    filler = chunked._FILLERS[bits]
+    end = int.from_bytes(filler, "little") | 0b011 << (8 * (len(filler) - 1) + bits)  # an empty block that is the last
+    raw = end.to_bytes(len(filler) + 2, "little")
+    whole = zlib.decompressobj(-15)
+    assert whole.decompress(raw) == b""
+    assert whole.eof
+    assert bytes(deflate.deflate_decompress(raw, 1)) == b""
+
+
+@pytest.mark.parametrize("name", sorted(estargz.RESERVED))
+def test_names_that_the_format_has_for_itself(name: str, tmp_path: Path) -> None:
+    with pytest.raises(HostileInputError, match=name) as told:
+        pack([Entry(name, content=Inline(b"x"))], tmp_path / "layer.gz")
+    assert told.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda raw, data: (raw[:-9], data), "cut off|inflates to|ends inside"),
+        (lambda raw, data: (raw + b"x", data), "follow its compressed data"),
+        (lambda raw, data: (raw, data[:-1]), "more than"),
+        (lambda raw, data: (raw, data + b"x"), "not to the"),
+        (lambda raw, data: (b"\x07" + raw, data), "damaged"),
+        (lambda raw, data: (raw, data[::-1]), "CRC-32"),
+    ],
+)
+def test_streams_that_lie(change: Any, words: str, spool: Spool, tmp_path: Path) -> None:
+    data = prose(5 * CHUNK)
+    lie = change(deflated(data), data)
+    with pytest.raises(HostileInputError, match=words):
+        pack([Entry("x", content=spool.member(*lie))], tmp_path / "layer.gz", chunk_size=CHUNK)
+
+
+def test_a_region_that_ends_too_soon(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"abc")
+    with pytest.raises(HostileInputError, match="ends inside"):
+        pack([Entry("x", content=Region(tmp_path / "short", 1, 3, "short"))], tmp_path / "layer.gz")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
+@given(st.sampled_from(sorted(STREAMS)), st.lists(EDITS, max_size=3), st.integers(33, 200))
+def test_damaged_streams(tmp_path_factory: pytest.TempPathFactory, name: str, edits: Any, chunk: int) -> None:
+    """A layer that holds what it should, or an error."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    raw, data = STREAMS[name]
+    entries = [Entry("x", content=Spool(folder / "spool").member(edited(raw, edits), data))]
+    blob = folder / "layer.gz"
+    try:
+        result = pack(entries, blob, chunk_size=chunk * KIB)
+    except HostileInputError:
+        assert edits
+        return
+    files = content(blob.read_bytes(), rows(blob.read_bytes())[0])
+    assert files["x"] == data
+    assert Digest.of(gzip.decompress(blob.read_bytes())) == result.diff_id
+
+
+# Images of such layers.
+
+SMALL = PROFILE.replace("  soci: {span-size: 256KiB, min-layer-size: 1MiB}", "  lazy: estargz")
+BIG = noise(5 * MIB) + prose(9 * MIB)
+
+
+@pytest.fixture(scope="module")
+def image(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Layout, dict[str, Any]]:
+    """The small profile published as eStargz, with a large file of its own: its profile, its layout and its manifest."""
+    folder = tmp_path_factory.mktemp("estargz")
+    write_project(folder, SMALL)
+    (folder / "app/big.bin").write_bytes(BIG)
+    profile = folder / "small.yaml"
+    done = run(["publish", "-q", profile, "oci:out"], folder, world.environment(world.root / "cache"))
+    layout = Layout(folder / "out")
+    (entry,) = layout.json(Digest.parse(done.digest))["manifests"]
+    return profile, layout, layout.json(Digest.parse(entry["digest"]))
+
+
+def test_an_image(image: tuple[Path, Layout, dict[str, Any]], world: World, small: Path, tmp_path: Path) -> None:
+    """Every layer is one that the library verifies by what the manifest says; there is no SOCI index."""
+    profile, layout, manifest = image
+    assert "annotations" not in manifest
+    files: dict[str, Any] = {}
+    for layer in manifest["layers"]:
+        assert layer["mediaType"].endswith("tar+gzip")
+        blob = layout.path(Digest.parse(layer["digest"]))
+        files |= judged(blob, Digest.parse(layer["annotations"][estargz.TOC_DIGEST]))
+        assert int(layer["annotations"][estargz.UNCOMPRESSED_SIZE]) == len(gzip.decompress(blob.read_bytes()))
+    assert files["/app/big.bin"]["digest"] == str(Digest.of(BIG))
+    assert files["/app/big.bin"]["chunks"] == 4
+    before, now = (json.loads(path.with_suffix(".lock.json").read_text()) for path in (small, profile))
+    assert now["compression"] == {"kind": "estargz", "version": "1"}
+    assert "compression" not in before
+    ordinary = {path.name for path in (small.parent / "out/blobs/sha256").iterdir()}
+    assert not ordinary & {layer["digest"].removeprefix("sha256:") for layer in manifest["layers"]}
+    environ = world.environment(world.root / "cache")
+    again = run(["publish", profile, f"oci:{tmp_path / 'again'}", "--offline"], tmp_path, environ)
+    assert "0 of them packed now" in again.err
+    assert Layout(tmp_path / "again").blobs().keys() == layout.blobs().keys()
+    assert run(["verify", f"oci:{layout.root}"], tmp_path, environ).code == 0
+
+
+def test_ordinary_clients_read_it(image: tuple[Path, Layout, dict[str, Any]], tmp_path: Path) -> None:
+    _, layout, manifest = image
+    copied = f"dir:{tmp_path / 'copied'}"
+    subprocess.run([judges.require("skopeo"), "copy", "-q", f"oci:{layout.root}:latest", copied], check=True)
+    for layer in manifest["layers"]:
+        assert (tmp_path / "copied" / layer["digest"].removeprefix("sha256:")).stat().st_size == layer["size"]
+    unpack = (judges.require("umoci"), "unpack", "--rootless", "--image", f"{layout.root}:latest", tmp_path / "bundle")
+    subprocess.run(unpack, check=True, capture_output=True)
+    root = tmp_path / "bundle/rootfs"
+    assert (root / "app/big.bin").read_bytes() == BIG
+    assert json.loads((root / "app/settings.json").read_text())["port"] == 8080
+    assert {path.name for path in root.iterdir()} >= {"app", "opt", estargz.TOC, estargz.NO_PREFETCH}
+
+
+def test_locks_that_cannot_be_built(image: tuple[Path, Layout, dict[str, Any]], world: World, tmp_path: Path) -> None:
+    """Rules of another version are refused; so is a profile that asks for what eStargz has not."""
+    profile, environ = image[0], world.environment(world.root / "cache")
+    lock = locks.parse(profile.with_suffix(".lock.json").read_text(), "lock")
+    for version in ("", "one", "-1"):
+        (problem,) = checks.problems(replace(lock, compression=LockedCompression("estargz", version)))
+        assert problem.startswith("$.compression")
+    assert list(checks.problems(replace(lock, soci=SociSettings()))) == ["$.soci: eStargz layers have no SOCI index"]
+    shutil.copytree(profile.parent, tmp_path / "newer", symlinks=True, ignore=shutil.ignore_patterns("out"))
+    newer = replace(lock, compression=LockedCompression("estargz", "99"))
+    (tmp_path / "newer/small.lock.json").write_text(locks.encode(newer))
+    done = run(["publish", tmp_path / "newer/small.yaml"], tmp_path, environ)
+    assert done.code == 1
+    assert "rules 99" in done.err
+    assert "hint: install" in done.err
+    write_project(tmp_path, SMALL + "  soci: {platform: unknown}\n  compression: zstd\n")
+    done = run(["plan", tmp_path / "small.yaml"], tmp_path, environ)
+    assert done.code == 1
+    assert "no SOCI index" in done.err
+    assert "eStargz layers are gzip" in done.err
