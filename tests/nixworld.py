@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,3 +85,32 @@ def nix(root: Path, *arguments: str, cwd: Path | None = None, stdin: bytes | Non
 def evaluated(root: Path, expression: str) -> Any:
     """The value of an expression."""
     return json.loads(nix(root, "eval", "--impure", "--json", "--expr", expression))
+
+
+def imported(root: Path, count: int) -> list[str]:
+    """Brings a closure of `count` small paths into the store below `root`, each of which needs up to four before it, and the last
+    one all; their names. They are in the form of `nix-store --export`."""
+    chance = random.Random(count)
+    letters = "0123456789abcdfghijklmnpqrsvwxyz"
+    names = [f"{''.join(chance.choices(letters, k=32))}-thing-{number}" for number in range(count)]
+    stream = bytearray()
+    for number, name in enumerate(names):
+        needs = {chance.randrange(number) for _ in range(min(number, 4))} if number < count - 1 else range(number)
+        references = sorted(f"/nix/store/{names[other]}".encode() for other in needs)
+        content = b"\n".join(references)
+        file = (b"(", b"type", b"regular", b"executable", b"", b"contents", content, b")")
+        archive = (b"(", b"type", b"directory", b"entry", b"(", b"name", b"bin", b"node", *file, b")", b")")
+        stream += (
+            _number(1) + _words(b"nix-archive-1", *archive) + b"NIXE\0\0\0\0" + _words(f"/nix/store/{name}".encode())
+        )
+        stream += _number(len(references)) + _words(*references) + _words(b"") + _number(0)
+    nix(root, "nix-store", "--import", "--option", "fsync-metadata", "false", stdin=bytes(stream + _number(0)))
+    return names
+
+
+def _number(value: int) -> bytes:
+    return struct.pack("<Q", value)
+
+
+def _words(*words: bytes) -> bytes:
+    return b"".join(_number(len(word)) + word + bytes(-len(word) % 8) for word in words)

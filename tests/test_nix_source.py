@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -312,6 +313,23 @@ def test_what_a_cache_has_is_taken_if_it_is_signed(project: Path, tmp_path: Path
     said = wrong(tmp_path, ["publish", "one.yaml", "oci:out"], "other-cache", **elsewhere)
     assert f"nix: /nix/store/{app}: hash mismatch importing path '/nix/store/" in said
     assert "hint: a cache has something else than it says" in said
+
+
+def test_a_closure_of_3000_paths(tmp_path: Path) -> None:
+    """All of them are in the lock and in the image, each once; Nix is not asked for one at a time."""
+    names = nixworld.imported(tmp_path, 3000)
+    (tmp_path / "many.yaml").write_text(
+        f"profile: 1\nname: many\nplatforms: [linux/amd64]\nnix: [/nix/store/{names[-1]}]\n"
+    )
+    done = build(tmp_path, ["publish", "--no-attach", "many.yaml", "oci:out"])
+    assert done.code == 0, done.err
+    assert [path.name for path in locked(tmp_path, "many").paths] == sorted(names)
+    found: list[str] = []
+    for blob in Layout(tmp_path / "out").blobs().values():
+        if blob[:2] == b"\x1f\x8b":
+            with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
+                found += [member.name for member in tar if member.name.endswith("/bin") and member.isfile()]
+    assert sorted(found) == sorted(f"nix/store/{name}/bin" for name in names)
 
 
 def _others(paths: Sequence[dict[str, Any]], item: object) -> list[str]:
