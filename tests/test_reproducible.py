@@ -23,6 +23,7 @@ import nixworld
 import pytest
 from debarchive import Item
 from layouts import Layout
+from nixmachines import Machines
 from world import BUILD, Real, World, everybodys_folder, other_user, package, run, write_project
 
 from builder.layers import deflate
@@ -149,6 +150,21 @@ publish: {soci: {span-size: 256KiB, min-layer-size: 1MiB}}
         digest, lock = digest or found, lock or profile.with_suffix(".lock.json").read_bytes()
         assert (found, profile.with_suffix(".lock.json").read_bytes()) == (digest, lock), name
         assert Layout(root / "out").blobs() == Layout(tmp_path / "0/out").blobs(), name
+
+
+def test_the_same_image_by_nix(nix_machines: Machines) -> None:
+    """What it builds has the same store path and the same content, too, so that machines can share it."""
+    found = []
+    for number, names in enumerate(([], ["2031", "zone", "no locale", "hash seed 1", "optimised", "user name"])):
+        prefix = tuple(word for name in names for word in VARIATIONS[name].prefix)
+        environ = {key: value for name in names for key, value in VARIATIONS[name].environ.items()}
+        machine = nix_machines.new(f"same-{number}")
+        umask = ("sh", "-c", f'umask {number * 77:03}; exec "$@"', "sh")
+        done = machine("assemble", "--engine", "nix", "--nix-floor", "0", prefix=(*umask, *prefix), **environ)
+        assert done.digest == nix_machines.digest
+        (wheels,) = (machine.root / "nix/nix/store").glob("*-3-wheels-????????")
+        found.append((wheels.name, machine.nix("nix-store", "--query", "--hash", f"/nix/store/{wheels.name}")))
+    assert found[0] == found[1]
 
 
 def test_the_same_image_on_top_of_an_image(world: World, tmp_path: Path) -> None:
