@@ -77,7 +77,7 @@ def assemble(
         except BaseException:
             collect.sweep(store)
             raise
-        return Assembled(plan.name, images, _documents(images, plan, store))
+        return Assembled(plan.name, images, _documents(images, plan, folder, store))
 
 
 def _adapted(
@@ -200,12 +200,23 @@ def _check_replaced(other: tuple[list[Any], str], row: list[Any], name: str, may
     raise CollisionError(f"the layers {below} and {name} both bring /{path}, with different content")
 
 
-def _documents(images: Sequence[Image], plan: Plan, store: Store) -> Converted:
+def _prefetched(image: Image, plan: Plan, folder: Folder, store: Store) -> Mapping[Digest, bytes]:
+    """The prefetch artifacts of an image's layers, where they are asked for and it is known what its start reads."""
+    reads = next(platform.reads for platform in plan.platforms if platform.platform == image.platform)
+    if plan.soci.prefetch != "traced" or reads is None:
+        return {}
+    from builder import prefetch  # few images have them
+
+    return prefetch.prefetched(image.layers, folder.text(reads), store)
+
+
+def _documents(images: Sequence[Image], plan: Plan, folder: Folder, store: Store) -> Converted:
     plain = []
     told = {platform.platform: dict(platform.annotations) for platform in plan.platforms}
     for image in images:
+        artifacts = _prefetched(image, plan, folder, store)
         described = Descriptor(spec.CONFIG, store.put(image.config), len(image.config))
-        layers = tuple(index.Layer(layer.blob, layer.ztoc) for layer in image.layers)
+        layers = tuple(index.Layer(layer.blob, layer.ztoc, artifacts.get(layer.blob.digest)) for layer in image.layers)
         annotations = dict(plan.annotations) | told[image.platform]
         plain.append(PlainImage(image.platform, described, layers, plan.soci.span_size, annotations))
     return index.convert(plain, unlisted=plan.soci.platform == "unknown")

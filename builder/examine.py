@@ -15,7 +15,7 @@ from builder.oci.content import MAX_MANIFEST, Source
 from builder.oci.digest import Digest
 from builder.oci.published import NotAnImageError
 from builder.oci.spec import Descriptor
-from builder.soci import read
+from builder.soci import prefetch, read
 from builder.soci.index import ARTIFACT_TYPE, INDEX_DIGEST, LAYER_DIGEST
 
 _MAX_ZTOC = 1 << 30
@@ -135,6 +135,8 @@ def _image(
 def _ztocs(index: Mapping[str, Any]) -> Iterator[tuple[Digest, Descriptor]]:
     """The descriptors of ztocs by the digest of their layer."""
     for entry in map(Descriptor.parse, index["layers"]):
+        if entry.media_type == prefetch.MEDIA_TYPE:
+            continue
         yield Digest.parse(entry.annotations[LAYER_DIGEST]), entry
 
 

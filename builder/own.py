@@ -70,7 +70,8 @@ def read_local(loaded: LoadedProfile, store: Store | None = None, progress: Prog
         models = locking.scan_local(loaded.profile.models, loaded.root, store, progress or Silent())
     start = None
     asked = loaded.profile.start
-    if asked and (asked.readahead or loaded.profile.publish.soci.spans == "adaptive"):
+    soci = loaded.profile.publish.soci
+    if asked and (asked.readahead or soci.spans == "adaptive" or soci.prefetch):
         from builder import readahead  # it takes long to import, and few profiles have a trace
 
         number = readahead.NUMBER if asked.readahead else 0
@@ -122,7 +123,8 @@ def soci_settings(profile: Profile, before: SociSettings | None = None) -> SociS
         spans = (before.spans if before else "") or ADAPTIVE[-1]
     platform = "unknown" if soci.platform == "unknown" else ""
     enabled = soci.enabled and profile.publish.lazy != "estargz"
-    return SociSettings(enabled, int(soci.span_size), int(soci.min_layer_size), spans, platform)
+    prefetch = "traced" if soci.prefetch else ""
+    return SociSettings(enabled, int(soci.span_size), int(soci.min_layer_size), spans, platform, prefetch)
 
 
 def compression(profile: Profile, previous: Lock | None) -> LockedCompression | None:

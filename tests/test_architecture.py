@@ -34,7 +34,7 @@ FLOORS = (
     ("fetch", "plan", "registry"),
     ("base", "places", "sources"),
     ("binaries", "coldstart", "models"),
-    ("adaptive", "findings", "packing", "readahead", "sbom"),
+    ("adaptive", "findings", "packing", "prefetch", "readahead", "sbom"),
     ("asked", "attach", "layercache", "own", "signing"),
     ("nix", "papers"),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "staleness", "verify"),

@@ -114,7 +114,13 @@ def test_a_full_profile(tmp_path: Path) -> None:
         start=Start(trace="sdxl-turbo.trace.json"),
         budget=Budget(total=Duration(20), pull=Duration(5), model=Duration(10)),
         publish=Publish(
-            soci=Soci(span_size=Size(4 << 20), min_layer_size=Size(10 << 20), spans="adaptive", platform="unknown"),
+            soci=Soci(
+                span_size=Size(4 << 20),
+                min_layer_size=Size(10 << 20),
+                spans="adaptive",
+                platform="unknown",
+                prefetch=True,
+            ),
             compression="gzip",
             lazy="soci",
             to="oci:out/sdxl-turbo",

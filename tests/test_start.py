@@ -318,6 +318,26 @@ def test_the_index_is_fetched_once(real: Real, folder: Path, path: str, tmp_path
     assert twice.bytes - once.bytes > 1_000_000
 
 
+def test_what_is_listed_comes_before_the_container(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
+    """The snapshotter fetches the spans that the index lists while it mounts; the program finds them there."""
+    shutil.copytree(real.profile.parent / "real", tmp_path / "real")
+    trace, layout = tmp_path / "real.trace.json", f"oci:{tmp_path / 'out'}"
+    python = ("--entrypoint", "python", "--", "-c", "import numpy")
+    assert traced(folder, path, trace, f"oci:{real.out}", *python).returncode == 0
+    profile = tmp_path / "real.yaml"
+    text = real.profile.read_text().replace("min-layer-size: 5MiB", "min-layer-size: 5MiB, prefetch: true")
+    profile.write_text(f"{text}\nstart: {{trace: real.trace.json, readahead: false}}\n")
+    shutil.copy(real.profile.with_suffix(".lock.json"), tmp_path / "real.lock.json")
+    environ = {**os.environ, "XDG_CACHE_HOME": str(real.cache)}
+    done = run(["publish", "-q", "--no-attach", "--lock", profile, layout], tmp_path, environ)
+    assert done.code == 0, done.err
+    before, after = (started(folder, path, at, *python).cold()[0] for at in (f"oci:{real.out}", layout))
+    late = {name: sum(phase.spans for phase in start.phases if phase.name == "program") for name, start in
+            (("before", before), ("after", after))}  # fmt: skip
+    assert late["after"] < late["before"] / 3
+    assert next(phase for phase in after.phases if phase.name == "pull").spans > late["before"] / 2
+
+
 def traced(folder: Path, path: str, file: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     argv = [BUILD, "trace", "--state", folder, "-o", file, *arguments]
     env = {**os.environ, "PATH": path}

@@ -43,8 +43,11 @@ disabled_plugins = [
 _SOCI = """metadata_store = "db"
 disable_verification = false
 no_prometheus = true
+mount_timeout_sec = 600
 [background_fetch]
   disable = true
+[prefetch]
+  enable = true
 [fuse]
   log_fuse_operations = {watched}
 [content_store]

@@ -239,14 +239,15 @@ ADAPTIVE = ("adaptive", "adaptive-2")
 @dataclass(frozen=True)
 class SociSettings:
     """Which layers get a ztoc and how far apart its checkpoints are; both in bytes. `spans` is one of `ADAPTIVE` where they are
-    small where a start reads, and large elsewhere; `platform` is `unknown` where the index's entry is of no platform; else
-    nothing."""
+    small where a start reads, and large elsewhere; `platform` is `unknown` where the index's entry is of no platform; `prefetch`
+    is `traced` where the index says what a start reads, too; else nothing."""
 
     enabled: bool = True
     span_size: int = 4 << 20
     min_layer_size: int = 10 << 20
     spans: str = ""
     platform: str = ""
+    prefetch: str = ""
 
 
 @dataclass(frozen=True)

@@ -257,6 +257,11 @@ def _adapting_needs_a_trace(start: Start | None, publish: Publish) -> _Complaint
             ("publish", "soci", "spans"),
             "it is not known what a start reads: add start: {trace: FILE}, or write uniform",
         )
+    if publish.soci.prefetch and start is None:
+        yield (
+            ("publish", "soci", "prefetch"),
+            "it is not known what a start reads: add start: {trace: FILE}, or remove it",
+        )
 
 
 def _spans_need_layers_that_have_some(publish: Publish) -> _Complaints:

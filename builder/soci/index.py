@@ -8,12 +8,13 @@ in the order of the structs. So these functions also say how our image manifests
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor, Platform
+from builder.soci import prefetch
 from builder.soci.ztoc import BUILD_TOOL
 
 ARTIFACT_TYPE = "application/vnd.amazon.soci.index.v2+json"
@@ -42,10 +43,12 @@ _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u20
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of an image, with its ztoc as `ztoc.write` described it if it has one."""
+    """A layer of an image, with its ztoc as `ztoc.write` described it if it has one, and its prefetch artifact's bytes if it has
+    that, too."""
 
     blob: Descriptor
     ztoc: Descriptor | None = None
+    prefetch: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def convert(images: Sequence[PlainImage], *, unlisted: bool = False) -> Converte
         index = _described(document, artifact_type=ARTIFACT_TYPE) if document else None
         if document and index:
             blobs[_CONFIG.digest] = (_CONFIG, _EMPTY)
+            blobs |= {artifact.digest: (artifact, data) for artifact, data in _prefetches(image.layers)}
             blobs[index.digest] = (index, document)
         annotations = dict(image.annotations) | ({INDEX_DIGEST: str(index.digest)} if index else {})
         text = manifest(image.config, [layer.blob for layer in image.layers], annotations)
@@ -135,8 +139,9 @@ def manifest(config: Descriptor, layers: Iterable[Descriptor], annotations: Mapp
     return _json(document | ({"annotations": dict(sorted(annotations.items()))} if annotations else {}))
 
 
-def soci_index(layers: Iterable[Layer], span_size: int) -> bytes | None:
-    """The SOCI index of the layers that have a ztoc, in their order; None where none has (MarshalIndex)."""
+def soci_index(layers: Sequence[Layer], span_size: int) -> bytes | None:
+    """The SOCI index of the layers that have a ztoc, in their order, then their prefetch artifacts; None where no layer has a ztoc
+    (MarshalIndex)."""
     ztocs = [
         replace(
             layer.ztoc,
@@ -149,7 +154,17 @@ def soci_index(layers: Iterable[Layer], span_size: int) -> bytes | None:
         for layer in layers
         if layer.ztoc
     ]
-    return manifest(_CONFIG, ztocs, {_BUILD_TOOL: BUILD_TOOL}) if ztocs else None
+    artifacts = [artifact for artifact, _ in _prefetches(layers)]
+    return manifest(_CONFIG, [*ztocs, *artifacts], {_BUILD_TOOL: BUILD_TOOL}) if ztocs else None
+
+
+def _prefetches(layers: Iterable[Layer]) -> Iterator[tuple[Descriptor, bytes]]:
+    """The prefetch artifacts of layers, as they are described in the index (buildPrefetchLayer)."""
+    for layer in layers:
+        if layer.ztoc and layer.prefetch:
+            told = {LAYER_DIGEST: str(layer.blob.digest)}
+            size = len(layer.prefetch)
+            yield Descriptor(prefetch.MEDIA_TYPE, Digest.of(layer.prefetch), size, annotations=told), layer.prefetch
 
 
 def top_index(manifests: Iterable[Descriptor]) -> bytes:

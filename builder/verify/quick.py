@@ -9,7 +9,7 @@ import mmap
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from builder.errors import BuilderError
@@ -30,7 +30,7 @@ from builder.oci.published import (
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop, for_each
 from builder.progress import Progress, Task
-from builder.soci import read
+from builder.soci import prefetch, read
 from builder.soci.check import ZtocCheck
 from builder.soci.index import (
     ARTIFACT_TYPE,
@@ -41,6 +41,7 @@ from builder.soci.index import (
     UNKNOWN,
 )
 from builder.soci.read import Ztoc
+from builder.verify import prefetched
 from builder.verify.findings import Finding, Kind, VerifiedImage, VerifiedLayer, says_no
 
 MAX_ZTOC = 1 << 30
@@ -76,7 +77,7 @@ def examine(source: Source, descriptor: Descriptor, progress: Progress) -> Struc
     for platform in sorted({name for name in platforms if platforms.count(name) > 1}):
         report.add(Kind.PLATFORM, "there are several images of this platform", platform=platform)
     bound = _bound(source, top, images, report)
-    works = [work for image in images for work in _works(image, bound.get(image.manifest.digest, {}))]
+    works = [work for image in images for work in _works(image, bound.get(image.manifest.digest, _Indexed()))]
     with progress.task("verifying layers", sum(work.layer.size for work in works)) as task:
         stop = Stop()
         by_size = sorted(works, key=lambda work: -work.layer.size)  # the last to end is not the longest
@@ -93,6 +94,14 @@ def examine(source: Source, descriptor: Descriptor, progress: Progress) -> Struc
         for image in images
     )
     return Structure(descriptor, top, tuple(images), verified, tuple(report.findings))
+
+
+@dataclass
+class _Indexed:
+    """What a SOCI index has of layers, by their digests."""
+
+    ztocs: dict[Digest, Descriptor] = field(default_factory=dict)
+    prefetches: dict[Digest, Descriptor] = field(default_factory=dict)
 
 
 @dataclass
@@ -115,12 +124,10 @@ class _Report:
             return None
 
 
-def _bound(
-    source: Source, top: Top, images: list[PublishedImage], report: _Report
-) -> dict[Digest, Mapping[Digest, Descriptor]]:
-    """For the manifest of each image the ztocs of its layers, by the layers' digests."""
+def _bound(source: Source, top: Top, images: list[PublishedImage], report: _Report) -> dict[Digest, _Indexed]:
+    """For the manifest of each image what its SOCI index has of its layers."""
     indexes = {entry.digest: entry for entry in top.entries if entry.artifact_type == ARTIFACT_TYPE}
-    found: dict[Digest, Mapping[Digest, Descriptor]] = {}
+    found: dict[Digest, _Indexed] = {}
     used = set()
     for image in images:
         where = {"platform": str(image.platform)}
@@ -144,7 +151,7 @@ def _bound(
             report.add(Kind.SOCI, f"its SOCI index {index.digest} is for {index.platform}", **where)
         document = report.attempt(Kind.SOCI, read_document, source, index, **where)
         if document is not None:
-            found[image.manifest.digest] = _ztocs(document, index, image, report)
+            found[image.manifest.digest] = _indexed(document, index, image, report)
     for digest in sorted(indexes.keys() - used):
         report.add(Kind.SOCI, f"no image is bound to the SOCI index {digest}")
     for entry in top.entries:
@@ -153,12 +160,10 @@ def _bound(
     return found
 
 
-def _ztocs(
-    document: Mapping[str, Any], index: Descriptor, image: PublishedImage, report: _Report
-) -> Mapping[Digest, Descriptor]:
+def _indexed(document: Mapping[str, Any], index: Descriptor, image: PublishedImage, report: _Report) -> _Indexed:
     where: dict[str, Any] = {"platform": str(image.platform)}
     layers = {str(layer.digest): (number, layer) for number, layer in enumerate(image.layers, 1)}
-    found: dict[Digest, Descriptor] = {}
+    found = _Indexed()
     config, listed = document.get("config"), document.get("layers")
     if not isinstance(config, dict) or ARTIFACT_TYPE not in (config.get("mediaType"), document.get("artifactType")):
         report.add(Kind.SOCI, f"{index.digest} is no SOCI index v2", **where)
@@ -169,18 +174,20 @@ def _ztocs(
         ztoc = report.attempt(Kind.SOCI, parsed, entry, f"the SOCI index {index.digest}", **where)
         if ztoc is None:
             continue
+        ahead = ztoc.media_type == prefetch.MEDIA_TYPE
+        what, of_kind = ("prefetch artifact", found.prefetches) if ahead else ("ztoc", found.ztocs)
         names = ztoc.annotations.get(LAYER_DIGEST)
         if names not in layers:
-            report.add(Kind.SOCI, f"the ztoc {ztoc.digest} is for {names}, which is no layer of this image", **where)
+            report.add(Kind.SOCI, f"the {what} {ztoc.digest} is for {names}, which is no layer of this image", **where)
             continue
         number, layer = layers[names]
-        if layer.digest in found:
-            report.add(Kind.SOCI, "it has two ztocs", **where, layer=number, name=image.names[number - 1])
+        if layer.digest in of_kind:
+            report.add(Kind.SOCI, f"it has two {what}s", **where, layer=number, name=image.names[number - 1])
         media_type = ztoc.annotations.get(LAYER_MEDIA_TYPE)
-        if media_type != layer.media_type:
+        if not ahead and media_type != layer.media_type:
             message = f"its ztoc is said to be for {media_type}, the layer is {layer.media_type}"
             report.add(Kind.SOCI, message, **where, layer=number, name=image.names[number - 1])
-        found[layer.digest] = ztoc
+        of_kind[layer.digest] = ztoc
     return found
 
 
@@ -191,6 +198,7 @@ class _Work:
     image: PublishedImage
     number: int
     ztoc: Descriptor | None
+    prefetch: Descriptor | None
     report: _Report
     verified: VerifiedLayer | None = None
 
@@ -204,8 +212,11 @@ class _Work:
         return {"platform": str(self.image.platform), "layer": self.number, "name": name}
 
 
-def _works(image: PublishedImage, ztocs: Mapping[Digest, Descriptor]) -> list[_Work]:
-    return [_Work(image, number, ztocs.get(layer.digest), _Report([])) for number, layer in enumerate(image.layers, 1)]
+def _works(image: PublishedImage, indexed: _Indexed) -> list[_Work]:
+    return [
+        _Work(image, number, indexed.ztocs.get(layer.digest), indexed.prefetches.get(layer.digest), _Report([]))
+        for number, layer in enumerate(image.layers, 1)
+    ]
 
 
 def _layer(source: Source, work: _Work, task: Task, stop: Stop) -> None:
@@ -213,6 +224,8 @@ def _layer(source: Source, work: _Work, task: Task, stop: Stop) -> None:
     with ExitStack() as stack:
         ztoc = _ztoc(stack, source, work.ztoc, work.report, work.where)
         check = ZtocCheck(ztoc) if ztoc else None
+        if work.prefetch and (wrong := work.report.attempt(Kind.SOCI, prefetched.wrong, source, work.prefetch, ztoc)):
+            work.report.add(Kind.SOCI, wrong, **work.where)
         read = _read_layer(source, work, check, task, stop)
         if read is None:
             return

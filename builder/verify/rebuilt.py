@@ -18,6 +18,7 @@ from builder.oci.content import Source
 from builder.oci.digest import Digest
 from builder.oci.published import PublishedImage, read_document
 from builder.oci.spec import Descriptor
+from builder.soci import prefetch
 from builder.soci.index import ARTIFACT_TYPE, IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, LAYER_DIGEST
 from builder.store import Store
 from builder.verify.damage import damage
@@ -207,7 +208,8 @@ def _ztocs(source: Source, found: Structure, bound: str) -> Mapping[str, str]:
         if entry.artifact_type == ARTIFACT_TYPE and str(entry.digest) == bound:
             try:
                 listed = read_document(source, entry)["layers"]
-                return {item["annotations"][LAYER_DIGEST]: item["digest"] for item in listed}
+                ztocs = [item for item in listed if item["mediaType"] != prefetch.MEDIA_TYPE]
+                return {item["annotations"][LAYER_DIGEST]: item["digest"] for item in ztocs}
             except (KeyError, TypeError):
                 return {}
             except BuilderError as error:

@@ -23,6 +23,11 @@ func convertCommand(arguments []string) error {
 	flags := flag.NewFlagSet("convert", flag.ContinueOnError)
 	span := flags.Int64("span-size", spanSize, "bytes of tar between two checkpoints")
 	minimum := flags.Int64("min-layer-size", 10<<20, "smaller layers get no ztoc")
+	var ahead []string
+	flags.Func("prefetch", "a file that is fetched while its layer is mounted; may be repeated", func(path string) error {
+		ahead = append(ahead, path)
+		return nil
+	})
 	layouts, err := flagged(flags, arguments, 2)
 	if err != nil {
 		return err
@@ -34,7 +39,7 @@ func convertCommand(arguments []string) error {
 	// The library narrates on stdout, which is to hold the digest alone.
 	stdout := os.Stdout
 	os.Stdout = os.Stderr
-	converted, err := convert(out, *span, *minimum)
+	converted, err := convert(out, *span, *minimum, ahead)
 	if errors.Is(err, soci.ErrEmptyIndex) {
 		return fmt.Errorf("no layer is large enough for a ztoc: %w", err)
 	}
@@ -54,7 +59,7 @@ func convertCommand(arguments []string) error {
 }
 
 // convert makes an image of the layout lazily startable on every platform it has, and adds the new blobs to the layout.
-func convert(layout string, span, minimum int64) (*ocispec.Descriptor, error) {
+func convert(layout string, span, minimum int64, ahead []string) (*ocispec.Descriptor, error) {
 	ctx := context.Background()
 	target, err := root(layout)
 	if err != nil {
@@ -82,6 +87,7 @@ func convert(layout string, span, minimum int64) (*ocispec.Descriptor, error) {
 		soci.WithMinLayerSize(minimum),
 		soci.WithBuildToolIdentifier(buildTool),
 		soci.WithArtifactsDb(db),
+		soci.WithPrefetchPaths(ahead),
 	)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,69 @@
+"""Prefetch artifacts of layers that are in the store, by what a start reads; made once, and remembered there."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from builder.image import BuiltLayer
+from builder.oci import spec
+from builder.oci.digest import Digest
+from builder.soci import prefetch, read
+from builder.store import Store
+
+_RECORD = "prefetch"
+
+
+def prefetched(layers: Sequence[BuiltLayer], ranges: bytes, store: Store) -> dict[Digest, bytes]:
+    """The artifacts of those layers of an image, bottom first, of which something is read, by the digests of their blobs.
+
+    `ranges` is what a start reads, as `[[path, start, end], …]`. A file that several layers have is read from the uppermost.
+    """
+    key = Digest.of(
+        spec.encode(
+            {
+                "format": 1,
+                "ranges": str(Digest.of(ranges)),
+                "ztocs": [[str(layer.blob.digest), str(layer.ztoc.digest)] for layer in layers if layer.ztoc],
+            }
+        )
+    ).hex
+    record = store.record(_RECORD, key)
+    try:
+        found = _read(record) if record else None
+    except (LookupError, TypeError, ValueError, AttributeError):  # a record that says something else counts as absent
+        found = None
+    if found is None:
+        made = _made(layers, ranges, store)
+        store.put_record(_RECORD, key, {"artifacts": made})
+        found = _read({"artifacts": made})
+    return found
+
+
+def _read(record: Mapping[str, Any]) -> dict[Digest, bytes]:
+    found = {Digest.parse(name): text.encode() for name, text in record["artifacts"].items()}
+    for artifact in found.values():
+        prefetch.decode(artifact)
+    return found
+
+
+def _made(layers: Sequence[BuiltLayer], ranges: bytes, store: Store) -> Mapping[str, str]:
+    parts: dict[str, list[tuple[int, int]]] = {}
+    for path, start, end in json.loads(ranges):
+        parts.setdefault(path.lstrip("/"), []).append((start, end))
+    found: dict[str, str] = {}
+    for layer in reversed(layers):
+        if not (layer.ztoc and parts):
+            continue
+        with (
+            store.path(layer.ztoc.digest).open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            own = read.decode(data)
+            there = prefetch.places(own, parts)
+            if spans := prefetch.spans_of(own, (region for regions in there.values() for region in regions)):
+                found[str(layer.blob.digest)] = prefetch.encode(spans).decode()
+        parts = {name: wanted for name, wanted in parts.items() if name not in there}
+    return found
