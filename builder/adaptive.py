@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -15,8 +15,6 @@ from tempfile import TemporaryFile
 from builder.image import BuiltLayer
 from builder.layers import cuts, foreign
 from builder.layers.spans import LayerSpans
-from builder.layers.tar import BLOCK
-from builder.layers.untar import normal
 from builder.lock import ADAPTIVE, SociSettings
 from builder.oci import spec
 from builder.oci.digest import Digest
@@ -106,7 +104,7 @@ def _make(
     assert layer.ztoc
     with store.path(layer.ztoc.digest).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         own = read.decode(data)
-        regions = list(_regions(own, parts))
+        regions = list(adaptive.regions(own, parts))
         if own.plain:
             record = {"objects": [str(layer.ztoc.digest)], "size": layer.ztoc.size, "spans": layer.spans}
             store.put_record(_RECORD, key, record)
@@ -119,19 +117,6 @@ def _make(
             store.adopt(path, described.digest)
     record = {"objects": [str(described.digest)], "size": described.size, "spans": len(spans.checkpoints)}
     store.put_record(_RECORD, key, record)
-
-
-def _regions(own: read.Ztoc, parts: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[Region]:
-    """What is read of a layer's tar."""
-    end = 0
-    for entry in own.toc():
-        header, end = end, entry.offset + -(-entry.size // BLOCK) * BLOCK
-        read = [
-            (start, min(stop, entry.size)) for start, stop in parts.get(normal(entry.name), ()) if start < entry.size
-        ]
-        if entry.type == "reg" and read:
-            found = tuple((entry.offset + start, entry.offset + stop) for start, stop in read)
-            yield Region(header, entry.offset, entry.offset + entry.size, found)
 
 
 def _first(

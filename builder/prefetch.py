@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from builder.image import BuiltLayer
+from builder.layers.untar import normal
 from builder.oci import spec
 from builder.oci.digest import Digest
-from builder.soci import prefetch, read
+from builder.soci import adaptive, prefetch, read
 from builder.store import Store
 
 _RECORD = "prefetch"
@@ -62,8 +63,9 @@ def _made(layers: Sequence[BuiltLayer], ranges: bytes, store: Store) -> Mapping[
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             own = read.decode(data)
-            there = prefetch.places(own, parts)
-            if spans := prefetch.spans_of(own, (region for regions in there.values() for region in regions)):
+            there = {name for entry in own.toc() if (name := normal(entry.name)) in parts}
+            regions = adaptive.regions(own, {name: parts[name] for name in there})
+            if spans := prefetch.spans_of(own, adaptive.parts(regions)):
                 found[str(layer.blob.digest)] = prefetch.encode(spans).decode()
         parts = {name: wanted for name, wanted in parts.items() if name not in there}
     return found

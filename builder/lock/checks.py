@@ -46,6 +46,8 @@ def problems(lock: Lock) -> Iterator[str]:
         yield f"$.profile: {lock.profile!r} is no sha256 digest"
     if lock.soci.spans not in ("", *ADAPTIVE):
         yield f"$.soci.spans: {lock.soci.spans!r} is no rule that this version knows"
+    if lock.soci.prefetch not in ("", "traced"):
+        yield f"$.soci.prefetch: {lock.soci.prefetch!r} is no rule that this version knows"
     for number, platform in enumerate(lock.platforms):
         yield from _platform_problems(platform, f"$.platforms[{number}]")
     local: list[LockedLocal | LockedTemplate] = [

@@ -10,11 +10,14 @@ what lies less than 2 MiB apart; the second one (`parts`, `choose`) knows what e
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from builder.layers.spans import Checkpoint
+from builder.layers.tar import BLOCK
+from builder.layers.untar import normal
+from builder.soci.read import Ztoc
 
 HOT = 2 << 20
 COLD = 32 << 20
@@ -70,6 +73,19 @@ class Region:
     begin: int
     end: int
     parts: tuple[tuple[int, int], ...]
+
+
+def regions(own: Ztoc, parts: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[Region]:
+    """What is read of a layer's tar; `parts` are from `start` to before `end`, by the files' paths."""
+    end = 0
+    for entry in own.toc():
+        header, end = end, entry.offset + -(-entry.size // BLOCK) * BLOCK
+        read = [
+            (start, min(stop, entry.size)) for start, stop in parts.get(normal(entry.name), ()) if start < entry.size
+        ]
+        if entry.type == "reg" and read:
+            found = tuple((entry.offset + start, entry.offset + stop) for start, stop in read)
+            yield Region(header, entry.offset, entry.offset + entry.size, found)
 
 
 def parts(regions: Iterable[Region]) -> list[tuple[int, int]]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
-from builder.layers.untar import normal
 from builder.soci.read import Ztoc
 
 MEDIA_TYPE = "application/vnd.amazon.soci.prefetch.v1+json"
@@ -20,20 +19,6 @@ MAX_SIZE = 16 << 20
 """The largest artifact that is read, in bytes."""
 
 _VERSION = "1.0"
-
-
-def places(ztoc: Ztoc, parts: Mapping[str, Sequence[tuple[int, int]]]) -> Mapping[str, tuple[tuple[int, int], ...]]:
-    """Where in the layer's tar parts of files lie, in bytes, for those of the files that the layer has; `parts` are from `start` to
-    before `end`, by the files' paths."""
-    return {
-        name: tuple(
-            (entry.offset + start, entry.offset + min(end, entry.size))
-            for start, end in parts[name]
-            if entry.type == "reg" and start < entry.size
-        )
-        for entry in ztoc.toc()
-        if (name := normal(entry.name)) in parts
-    }
 
 
 def spans_of(ztoc: Ztoc, regions: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
