@@ -154,6 +154,10 @@ python:
   requirements: !replace [flask]     # not those of base/python.yaml
 files: !replace []                   # none
 ```
+
+**Bases of several teams** lie in a repository of their own, as a submodule or a checkout beside the others, `extends:
+[../platform/python.yaml]`. The lock has the digest of each; when one has changed, `build lock --check` names it, and
+nothing changes in an image until `build lock` was run.
 """
 
 

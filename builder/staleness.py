@@ -19,7 +19,8 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
     if lock.name != profile.name:
         reasons.append(f"it is the lock of {lock.name}, not of {profile.name}")
     elif lock.profile != str(profile.digest):
-        reasons.append("the profile has changed")
+        bases = _changed_includes(lock, found)
+        reasons.append("the profile has changed" + (f", by {bases} that it extends" if bases else ""))
     reasons += _differences("file", lock.files, found.files)
     reasons += _differences("template", lock.templates, found.templates)
     if lock.start != found.start and not reasons:
@@ -37,8 +38,8 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
             pairs = zip(profile.from_nix, then, now, strict=False)
             reasons += [f"nix: {each.source} has changed" for each, old, new in pairs if old != new]
         reasons = list(dict.fromkeys(reasons))
-    if lock.includes != found.includes and not reasons:
-        reasons.append("a profile that it extends has changed")
+    if (bases := _changed_includes(lock, found)) and not reasons:
+        reasons.append(f"{bases} that it extends has changed")
     for locked in lock.platforms:
         if (
             not reasons
@@ -51,6 +52,11 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
     if not reasons and not (platforms and (lock.image, lock.soci, lock.compression) == wanted):
         reasons.append("its settings are not those of the profile")
     return reasons
+
+
+def _changed_includes(lock: Lock, found: Local) -> str:
+    """The profiles that are extended, and whose text is not that of the lock, by their names."""
+    return ", ".join(sorted({include.source for include in {*lock.includes} ^ {*found.includes}}))
 
 
 def _differences(

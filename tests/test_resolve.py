@@ -152,9 +152,9 @@ def test_a_profile_that_is_extended_stales_the_lock(world: World, tmp_path: Path
     assert run(["lock", profile], tmp_path, world.environment(tmp_path / "c")).code == 0
     assert lock_of(profile).includes[0].source == "base.yaml"
     base.write_text("# said differently\nprofile: 1\nname: base\nimage: {labels: {a: b}}\n")
-    assert "a profile that it extends has changed" in check(profile, unplugged).err
+    assert "base.yaml that it extends has changed" in check(profile, unplugged).err
     base.write_text("profile: 1\nname: base\nimage: {labels: {a: c}}\n")
-    assert "the profile has changed" in check(profile, unplugged).err
+    assert "the profile has changed, by base.yaml that it extends" in check(profile, unplugged).err
 
 
 def test_a_requirements_file_stales_the_lock(world: World, tmp_path: Path, unplugged: dict[str, str]) -> None:
