@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from builder.client import Client, NotFoundError, TransientError, file_of, is_local, redact
+from builder.client import Client, NotFoundError, Patience, TransientError, file_of, is_local, origin, redact
 from builder.errors import BuilderError, FetchError, OfflineError, StoreError
 from builder.lock import LockedFile
 from builder.oci.digest import Digest
@@ -63,6 +64,7 @@ class Fetcher:
         self._jobs = jobs
         self._mirrors = tuple(mirrors)
         self._others = others or {}
+        self._silent: set[object] = set()
 
     def ensure(self, files: Iterable[LockedFile]) -> None:
         """All `files` are in the store afterwards, checked by digest and size.
@@ -101,17 +103,35 @@ class Fetcher:
                 lane.advance(file.size)
                 return
             tried: list[FetchError] = []
-            for place in self._places(file, tried):
+            for place in self._in_order(self._places(file, tried)):
                 try:
                     with self._store.explained():
                         self._fetch_from(place, file, lane)
                     return
                 except FetchError as error:
                     tried.append(error)
+                    if isinstance(error, TransientError):
+                        self._leave_alone(place, error)
             if file.origin in self._others:
                 self._fetch_otherwise(self._others[file.origin], file, lane)
                 return
             raise _failure(file, tried)
+
+    def _in_order(self, places: Iterable[str]) -> Iterator[str]:
+        """Those that answer first: one that was waited for in vain is not waited for again while there are others."""
+        put_off = []
+        for place in places:
+            if _server(place) in self._silent:
+                put_off.append(place)
+            else:
+                yield place
+        yield from put_off
+
+    def _leave_alone(self, place: str, error: TransientError) -> None:
+        server = _server(place)
+        if server not in self._silent:
+            self._silent.add(server)
+            self._progress.note(f"{error}; from here on it is asked last")
 
     def _places(self, file: LockedFile, tried: list[FetchError]) -> Iterator[str]:
         for mirror in self._mirrors:
@@ -127,6 +147,8 @@ class Fetcher:
         if is_local(place):
             self._copy(file_of(place), file, lane)
             return
+        if any(place.startswith(mirror) for mirror in self._mirrors):
+            lane = replace(lane, client=_Hurried(lane.client))
         path = self._store.partial(file.digest)
         only_this = download(lane, place, path, file.size)
         found = _hash(path)
@@ -204,6 +226,25 @@ class Fetcher:
             return min(self._store.partial(file.digest).stat().st_blocks * 512, file.size)
         except OSError:
             return 0
+
+
+class _Hurried:
+    """Requests to a place that others can stand in for: they are soon given up."""
+
+    def __init__(self, client: Opener) -> None:
+        self._client = client
+        self.open = client.open
+
+    def patience(self, stop: Stop) -> Patience:
+        return self._client.patience(stop).hurried()
+
+
+def _server(place: str) -> object:
+    """Whom an address is asked of."""
+    try:
+        return origin(place)
+    except FetchError:
+        return place
 
 
 def _in_mirror(mirror: str, digest: Digest) -> tuple[str, ...]:

@@ -338,6 +338,33 @@ def test_a_folder_is_a_mirror_even_offline(
     assert server.seen == []
 
 
+def test_a_mirror_that_does_not_answer_is_asked_once(store: Store, server: FaultServer) -> None:
+    """And so is the first of two addresses of an origin: the others do not wait for it."""
+    files = [locked(str(number), bytes([number]) * 1000) for number in range(5)]
+    for number, file in enumerate(files):
+        server.files[f"/{number}"] = bytes([number]) * 1000
+        assert file.path == f"/{number}"
+    for dead, places, waits in (
+        (("http://127.0.0.1:9/m",), (server.url(""),), 1),
+        ((), ("http://127.0.0.1:9", server.url("")), QUICK.attempts - 1),
+    ):
+        waited: list[str] = []
+        client = Client(replace(QUICK, no_proxy=("127.0.0.1",)), waited.append)
+        Fetcher(store, At(places), client, Silent(), jobs=1, mirrors=dead).ensure(files)
+        assert len(waited) == waits
+        assert all(store.verify(file.digest) for file in files)
+        shutil.rmtree(store.root)
+
+
+def test_the_only_place_is_asked_again_although_it_was_silent(store: Store, server: FaultServer) -> None:
+    server.files |= {"/small": SMALL, "/other": b"other"}
+    server.faults["/small"] = [faultserver.status(503)] * QUICK.attempts
+    fetching = fetcher(store, server.url(""))
+    with pytest.raises(FetchError, match="answered 503"):
+        fetching.ensure([locked("small", SMALL)])
+    fetching.ensure([locked("other", b"other"), locked("small", SMALL)])
+
+
 @pytest.mark.parametrize("data", [b"", SMALL[:-1], SMALL + b"!", bytes(len(SMALL))])
 def test_a_bad_mirror_is_passed_over(store: Store, server: FaultServer, tmp_path: Path, data: bytes) -> None:
     file = locked("small", SMALL)

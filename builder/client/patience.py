@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from builder.errors import FetchError
 from builder.parallel import Stop
@@ -39,6 +40,10 @@ class Patience:
         self._stop = stop
         self._tell = tell
         self._failures = 0
+
+    def hurried(self) -> Patience:
+        """A fresh count of two failures at most."""
+        return Patience(replace(self._network, attempts=min(self._network.attempts, 2)), self._stop, self._tell)
 
     def failed(self, error: TransientError, *, progressed: bool = False) -> None:
         """Waits before the next attempt, or raises `error` when there were enough; progress starts a new count."""
