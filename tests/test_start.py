@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import email
 import json
 import os
 import shutil
@@ -36,8 +37,9 @@ from builder.errors import BuilderError, ToolError, UsageError
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
+from builder.oci.spec import Descriptor
 
-PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "soci-snapshotter-grpc")
+PROGRAMS = ("containerd", "containerd-shim-runc-v2", "containerd-stargz-grpc", "ctr", "soci-snapshotter-grpc")
 MARKS = """
 import json, os, time
 from pathlib import Path
@@ -387,6 +389,74 @@ def test_whether_it_is_lazy(fault: str, real: Real, folder: Path, path: str, tmp
     assert all(layer["lazy"] is (fault == "none") for layer in spanned)
 
 
+@pytest.fixture(scope="module")
+def tabled(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same image as eStargz: its layout."""
+    root = tmp_path_factory.mktemp("estargz")
+    shutil.copytree(real.profile.parent / "real", root / "real")
+    profile = root / "real.yaml"
+    profile.write_text(real.profile.read_text().replace("soci: {min-layer-size: 5MiB}", "lazy: estargz"))
+    shutil.copy(real.profile.with_suffix(".lock.json"), root / "real.lock.json")
+    environ = {**os.environ, "XDG_CACHE_HOME": str(real.cache)}
+    done = run(["publish", "-q", "--lock", profile, f"oci:{root / 'out'}"], root, environ)
+    assert done.code == 0, done.err
+    return root / "out"
+
+
+def test_estargz_starts_lazily(tabled: Path, folder: Path, path: str) -> None:
+    """By stargz-snapshotter, which verifies every chunk; and as any image by what knows nothing of it."""
+    use = ("--entrypoint", "python", "--", "-c", "import numpy; print(numpy.arange(9).sum())")
+    found = started(folder, path, f"oci:{tabled}", "--snapshotter", "stargz", "--again", *use)
+    cold, again = found.starts
+    assert 0 < cold.spans < cold.requests
+    assert 0 < cold.bytes < found.size * 0.7
+    assert (again.bytes, again.again, again.status) == (0, True, 0)
+    whole = started(folder, path, f"oci:{tabled}", "--snapshotter", "overlayfs", *use).starts[0]
+    assert whole.bytes > found.size
+    assert whole.status == 0
+
+
+@pytest.mark.parametrize("fault", ["none", "another digest", "a damaged chunk"])
+def test_what_estargz_says_is_verified(fault: str, tabled: Path, folder: Path, path: str, tmp_path: Path) -> None:
+    """A table of another digest is not believed, and all is pulled; of a chunk that is damaged nothing is read."""
+    layout = RawLayout(tmp_path / "out")
+    shutil.copytree(tabled, layout.root)
+    (entry,) = layout.json(_top(layout))["manifests"]
+    manifest = layout.json(Digest.parse(entry["digest"]))
+    layer = manifest["layers"][1]
+    if fault == "another digest":
+        layer["annotations"]["containerd.io/snapshot/stargz/toc.digest"] = str(Digest.of(b""))
+        top = layout.add(spec.encode(manifest), spec.MANIFEST)
+        layout.point_to(layout.add(_index_of(top, entry["platform"]), spec.INDEX))
+    if fault == "a damaged chunk":
+        blob = layout.path(Digest.parse(layer["digest"]))
+        data = bytearray(blob.read_bytes())
+        for place in range(100_000, len(data) - 400_000, 10_000):  # the table stands behind
+            data[place] ^= 1
+        blob.write_bytes(data)
+        use = ("--snapshotter", "stargz", "--entrypoint", "python", "--", "-c", "import numpy")
+        done = command(folder, path, f"oci:{layout.root}", *use)
+        assert done.returncode == 1
+        assert "Input/output error" in done.stderr
+        return
+    argv = [BUILD, "verify", "--lazy", "--state", folder, "--format", "json", f"oci:{layout.root}"]
+    env = {**os.environ, "PATH": path}
+    told = subprocess.run(list(map(str, argv)), env=env, capture_output=True, text=True, check=False)
+    assert told.returncode == (0 if fault == "none" else 3), told.stderr
+    mounts = json.loads(told.stdout)["layers"]
+    assert [mount["spans"] for mount in mounts] == [True, True, False]
+    assert mounts[1]["lazy"] is (fault == "none")
+
+
+def _top(layout: RawLayout) -> Digest:
+    return Digest.parse(json.loads((layout.root / "index.json").read_text())["manifests"][0]["digest"])
+
+
+def _index_of(manifest: Descriptor, platform: dict[str, str]) -> bytes:
+    entry = manifest.document() | {"platform": platform}
+    return spec.encode({"schemaVersion": 2, "mediaType": spec.INDEX, "manifests": [entry]})
+
+
 def _replace_ztocs(layout: RawLayout, top: Digest) -> None:
     """Every ztoc becomes that of the first layer: well-formed, with right digests everywhere, and of another layer."""
     index = layout.json(top)
@@ -462,7 +532,22 @@ def test_the_gateway_serves_and_counts(real: Real) -> None:
         assert get(f"/blobs/{blob.digest}", Range=f"bytes={len(whole)}-")[0] == 416
         assert get(f"/blobs/sha256:{'0' * 64}")[0] == 404
         assert get("/blobs/..%2f..%2fetc")[0] == 404
-        found = until(lambda: len(gateway.requests) == 7 and gateway.requests)  # an answer is noted when it was sent
+        status, parts = get(f"/blobs/{blob.digest}", Range=f"bytes=30-39,5-9,{len(whole) - 2}-{len(whole) + 9}")
+        message: Any = email.message_from_bytes(
+            b"content-type: multipart/byteranges; boundary=" + parts[4:20] + b"\r\n" + parts
+        )
+        told = [(part["content-range"], part.get_payload(decode=True)) for part in message.get_payload()]
+        size = len(whole)
+        assert (status, told) == (
+            206,
+            [
+                (f"bytes 30-39/{size}", whole[30:40]),
+                (f"bytes 5-9/{size}", whole[5:10]),
+                (f"bytes {size - 2}-{size - 1}/{size}", whole[-2:]),
+            ],
+        )
+        assert get(f"/blobs/{blob.digest}", Range=f"bytes=1-2,{size}-{size}")[0] == 416
+        found = until(lambda: len(gateway.requests) == 9 and gateway.requests)  # an answer is noted when it was sent
     asked = [(request.kind, request.start, request.end, request.sent, request.status) for request in found]
     size, document = len(whole), layout.path(image.top.digest).stat().st_size
     assert asked == [
@@ -473,6 +558,8 @@ def test_the_gateway_serves_and_counts(real: Real) -> None:
         ("blob", 0, 0, 0, 416),
         ("blob", 0, 0, 0, 404),
         ("blob", 0, 0, 0, 404),
+        ("blob", 5, size, 17, 206),
+        ("blob", 0, 0, 0, 416),
     ]
 
 

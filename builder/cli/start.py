@@ -28,7 +28,11 @@ from builder.profile.forms import Duration
 )
 @start_options
 @click.option(
-    "--snapshotter", type=click.Choice(["soci", "overlayfs"]), default="soci", show_default=True, help="What mounts layers."
+    "--snapshotter",
+    type=click.Choice(["soci", "stargz", "overlayfs"]),
+    default="soci",
+    show_default=True,
+    help="What mounts layers.",
 )  # fmt: skip
 @click.option("-n", "--count", type=click.IntRange(1, 100), default=1, show_default=True, help="How many starts.")
 @click.option("--again", is_flag=True, help="After each, start it once more, now that the image is there.")

@@ -66,7 +66,7 @@ def over(summary: Summary, budget: Mapping[str, float]) -> tuple[tuple[str, floa
 
 def advise(measurements: Sequence[Measurement], trace: Trace | None = None) -> tuple[Advice, ...]:
     """What would help, by the gain that is expected, the largest first; what was not measured comes last."""
-    lazily = next((item for item in measurements if item.snapshotter == "soci" and item.cold()), None)
+    lazily = next((item for item in measurements if item.snapshotter != "overlayfs" and item.cold()), None)
     whole = next((item for item in measurements if item.snapshotter == "overlayfs" and item.cold()), None)
     found = [*_way(lazily, whole), *_warm(lazily or whole)]
     if lazily:

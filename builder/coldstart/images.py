@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.errors import HostileInputError
+from builder.layers.estargz import TOC_DIGEST
 from builder.oci.content import MAX_MANIFEST, Source
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
@@ -26,6 +27,11 @@ class Startable:
     config: Mapping[str, Any]
     sizes: Mapping[Digest, int]
     layers: tuple[Descriptor, ...]
+
+    @property
+    def tables(self) -> frozenset[Digest]:
+        """The layers of which a manifest tells the table, as of eStargz ones: what stargz-snapshotter mounts."""
+        return frozenset(layer.digest for layer in self.layers if TOC_DIGEST in layer.annotations)
 
     def arguments(self, cmd: tuple[str, ...], entrypoint: str = "") -> tuple[str, ...]:
         """The program with its arguments, as docker composes them: `cmd` replaces the image's Cmd, `entrypoint` both."""

@@ -16,7 +16,7 @@ from builder.oci.digest import Digest
 @dataclass(frozen=True)
 class LayerMount:
     """How a layer of `size` bytes came to the node: `moved` of them had come when the container could start. `spanned` says that
-    it has a ztoc, and so need not come whole."""
+    it has a ztoc, or a table, and so need not come whole."""
 
     digest: Digest
     size: int

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder import process
-from builder.coldstart.tools import Snapshotter, Tools
+from builder.coldstart.tools import LAZY, Snapshotter, Tools
 from builder.errors import ToolError
 from builder.process import Running
 
@@ -28,11 +28,11 @@ disabled_plugins = [
   address = {socket}
 [ttrpc]
   address = {ttrpc}
-[proxy_plugins.soci]
+[proxy_plugins.{lazy}]
   type = "snapshot"
-  address = {soci}
-  [proxy_plugins.soci.exports]
-    root = {snapshots}
+  address = {snapshots}
+  [proxy_plugins.{lazy}.exports]
+    root = {kept}
     enable_remote_snapshot_annotations = "true"
 [plugins.'io.containerd.transfer.v1.local']
   [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
@@ -65,6 +65,15 @@ mount_timeout_sec = 600
     host = {address}
     insecure = true
 """
+
+_STARGZ = """no_prometheus = true
+no_background_fetch = true
+log_file_access = {watched}
+[blob]
+  max_retries = 1
+  min_wait_msec = 1
+"""
+_SETTINGS = {"soci": _SOCI, "stargz": _STARGZ}
 
 
 @dataclass(frozen=True)
@@ -113,12 +122,16 @@ def stack(
 
     `watched`: the snapshotter logs the path of every file that is opened or read, which takes time.
     """
-    sockets = {"socket": folder / "containerd.sock", "ttrpc": folder / "ttrpc.sock", "soci": folder / "soci.sock"}
+    lazy = snapshotter if snapshotter in LAZY else "soci"
+    socket, kept, log = folder / f"{lazy}.sock", folder / lazy, folder / f"{lazy}.log"
     values = {
-        **sockets,
+        "socket": folder / "containerd.sock",
+        "ttrpc": folder / "ttrpc.sock",
         "root": folder / "containerd",
         "state": folder / "run",
-        "snapshots": folder / "soci",
+        "snapshots": socket,
+        "kept": kept,
+        "lazy": lazy,
         "platform": platform,
         "snapshotter": snapshotter,
         "registry": registry,
@@ -126,16 +139,15 @@ def stack(
     }
     quoted = {name: json.dumps(str(value)) for name, value in values.items()} | {"watched": json.dumps(watched)}
     (folder / "containerd.toml").write_text(_CONTAINERD.format(**quoted))
-    (folder / "soci.toml").write_text(_SOCI.format(**quoted))
+    (folder / f"{lazy}.toml").write_text(_SETTINGS[lazy].format(**quoted))
     env = {**environ, "PATH": tools.path}
-    soci = [tools["soci-snapshotter-grpc"]] if snapshotter == "soci" else []
     with ExitStack() as daemons:
         running = []
-        if soci:
-            options = ["--address", str(sockets["soci"]), "--config", str(folder / "soci.toml")]
-            options += ["--root", str(folder / "soci"), "--log-level", "debug" if watched else "info"]
-            running.append(daemons.enter_context(process.running([*soci, *options], folder / "soci.log", env=env)))
-            _wait(lambda: sockets["soci"].exists(), running)
+        if snapshotter in LAZY:
+            command = [tools[LAZY[snapshotter]], "--address", str(socket), "--config", str(folder / f"{lazy}.toml")]
+            command += ["--root", str(kept), "--log-level", "debug" if watched else "info"]
+            running.append(daemons.enter_context(process.running(command, log, env=env)))
+            _wait(socket.exists, running)
         command = [tools["containerd"], "--config", str(folder / "containerd.toml")]
         running.append(daemons.enter_context(process.running(command, folder / "containerd.log", env=env)))
         found = Stack(folder, tools, snapshotter, folder.name, tuple(running))

@@ -11,7 +11,9 @@ from typing import Literal
 
 from builder.errors import ToolError
 
-Snapshotter = Literal["soci", "overlayfs"]
+Snapshotter = Literal["soci", "stargz", "overlayfs"]
+LAZY: Mapping[Snapshotter, str] = {"soci": "soci-snapshotter-grpc", "stargz": "containerd-stargz-grpc"}
+"""The programs of the snapshotters that mount layers before they are there."""
 
 PROGRAMS: Mapping[str, str] = {
     "containerd": "install containerd 2.1 or newer (its release archive)",
@@ -20,7 +22,8 @@ PROGRAMS: Mapping[str, str] = {
     "runc": "install runc (a Debian package)",
     "setpriv": "install util-linux (a Debian package)",
     "umount": "install mount (a Debian package)",
-    "soci-snapshotter-grpc": "install soci-snapshotter 0.11 or newer (its release archive), unless for overlayfs",
+    "soci-snapshotter-grpc": "install soci-snapshotter 0.11 or newer (its release archive), for --snapshotter soci",
+    "containerd-stargz-grpc": "install stargz-snapshotter 0.15 or newer (its release archive), for --snapshotter stargz",
 }
 """Every program that a measured start runs, and what has it."""
 
@@ -39,7 +42,8 @@ class Tools:
 def find(environ: Mapping[str, str], snapshotter: Snapshotter) -> Tools:
     """The programs on PATH. Raises `ToolError` that names all that are missing, and what has them."""
     path = environ.get("PATH", os.defpath)
-    wanted = [name for name in PROGRAMS if snapshotter == "soci" or name != "soci-snapshotter-grpc"]
+    others = set(LAZY.values()) - {LAZY.get(snapshotter)}
+    wanted = [name for name in PROGRAMS if name not in others]
     found = {name: shutil.which(name, path=path) for name in wanted}
     missing = [name for name, place in found.items() if place is None]
     if missing:
