@@ -60,6 +60,7 @@ class FaultRegistry:
     tokens: dict[str, tuple[int, str]] = field(default_factory=dict)
     seen: list[Request] = field(default_factory=list)
     injected: Counter[str] = field(default_factory=Counter)
+    connections: int = 0
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def requests(self, what: str) -> list[Request]:
@@ -73,6 +74,11 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
     server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        with self.server.state.guard:
+            self.server.state.connections += 1
 
     def any(self) -> None:
         state = self.server.state

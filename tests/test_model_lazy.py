@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from builder.errors import UsageError
 from builder.models.cache import Remembering
 from builder.models.chunked import WrongModelError
 from builder.models.lazy import Model
+from builder.models.opening import open_model
 from builder.models.pull import Published, Pulling
+from builder.models.requests import CONNECTIONS
 from builder.models.slices import Index, spans
 from builder.models.tensors import NoTypeError
 from builder.oci import spec
@@ -86,6 +89,31 @@ def test_a_tensor_is_fetched_alone(way: FaultRegistry, store: Store) -> None:
         assert bytes(tensor.bytes()) == TENSORS["layer.2.weight"][2]
         assert not tensor.numpy().flags.writeable
         assert moved(way) == 8 << 20
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_connections_are_opened_while_the_documents_come(
+    elsewhere: bool, way: FaultRegistry, registry: str, tmp_path: Path
+) -> None:
+    """To where blobs come from, once; and none where the model is known."""
+    with faultregistry.before(registry) as store_of_blobs:
+        if elsewhere:
+            way.decide = lambda request: (
+                faultregistry.elsewhere(store_of_blobs.address) if request.what == "GET blobs" else None
+            )
+        target = store_of_blobs if elsewhere else way
+        with open_model(f"{way.address}/some/image:v1", cache=tmp_path) as model:
+            deadline = time.monotonic() + 30
+            while target.connections < CONNECTIONS and time.monotonic() < deadline:
+                time.sleep(0.01)
+            opened = target.connections
+            assert opened >= CONNECTIONS
+            assert numpy.array_equal(model.tensor("layer.1.weight").numpy(), array("layer.1.weight"))
+            assert target.connections - opened <= 2, "one may have been taken before all were there"
+        before = way.connections + target.connections
+        with open_model(f"{way.address}/some/image:v1", cache=tmp_path):
+            time.sleep(0.1)
+        assert way.connections + target.connections - before <= 2
 
 
 def test_half_of_every_tensor_is_half_of_the_bytes(way: FaultRegistry, store: Store) -> None:

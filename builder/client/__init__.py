@@ -29,7 +29,7 @@ from builder.client.addresses import (
     web_address,
 )
 from builder.client.patience import NotFoundError, Patience, RefusedError, TransientError
-from builder.client.sending import Slice, equip
+from builder.client.sending import Slice, equip, open_some
 from builder.errors import FetchError
 from builder.parallel import Stop
 from builder.settings import Network
@@ -132,6 +132,11 @@ class Client:
     def patience(self, stop: Stop) -> Patience:
         """A fresh count of failures."""
         return Patience(self._network, stop, self._tell)
+
+    def prepare(self, url: str, count: int) -> None:
+        """Opens connections to the host of `url` for the next requests; what goes wrong is left to them."""
+        with suppress(FetchError, broken.HTTPError):
+            open_some(self._pool(parts := web_address(url)).connection_from_url(parts.geturl()), count, Stop())
 
     @contextmanager
     def open(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[BaseHTTPResponse]:

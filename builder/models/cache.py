@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, suppress
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from builder.errors import OfflineError, StoreError
 from builder.models.delta import Older
@@ -28,17 +29,26 @@ _SMALL = 64 << 20
 _VERSIONS = 8
 
 
+@runtime_checkable
+class Prepared(Protocol):
+    """A source to which connections can be opened before something is asked of it."""
+
+    def prepare(self, count: int) -> None: ...
+
+
 class Remembering:
     """A source whose manifests and small blobs are in the store once they were read; a `Source`.
 
     `open` gives the source itself and is called when it is needed; None stands for no network, and then what is not in
-    the store raises `OfflineError`. `name` tells tags of different places apart.
+    the store raises `OfflineError`. `name` tells tags of different places apart. Where something new is read, so many
+    connections as `ahead` says are opened in the background, for what will be read of it.
     """
 
-    def __init__(self, store: Store, name: str, open: Callable[[], Source] | None) -> None:
+    def __init__(self, store: Store, name: str, open: Callable[[], Source] | None, *, ahead: int = 0) -> None:
         self._store = store
         self._name = name
         self._open = open
+        self._ahead = ahead
         self._opened: Source | None = None
 
     @property
@@ -54,7 +64,7 @@ class Remembering:
         """What a tag stands for now or, without a network, stood for when it was last asked for."""
         if reference and reference.startswith("sha256:"):
             known = self._known(reference)
-            return known if known is not None else self._noted(self.source.resolve(reference))
+            return known if known is not None else self._noted(self._new.resolve(reference))
         key = f"{self._name}:{reference or ''}"
         if self._open is None:
             record = self._store.record(_TAG, key)
@@ -62,7 +72,8 @@ class Remembering:
             if known is None:
                 raise OfflineError(f"{key}: it is not known what the tag stands for")
             return known
-        found = self._noted(self.source.resolve(reference))
+        source = self.source if self._store.record(_TAG, key) else self._new
+        found = self._noted(source.resolve(reference))
         with suppress(StoreError):  # a cache that may only be read is fine
             self._store.put_record(_TAG, key, {"digest": str(found.digest), "objects": [str(found.digest)]})
         return found
@@ -83,6 +94,7 @@ class Remembering:
         if known is None:
             with self.source.blob(descriptor) as stream:
                 known = stream.read()
+            self._prepare()  # now it is known where blobs come from
             self._keep(known)
         return closing(io.BytesIO(known))
 
@@ -93,6 +105,17 @@ class Remembering:
     def find(self, tag: str) -> Descriptor | None:
         """What a tag stands for; None if there is none."""
         return self.source.find(tag)
+
+    @property
+    def _new(self) -> Source:
+        """The source itself, of which something new is going to be read."""
+        source = self.source
+        self._prepare()
+        return source
+
+    def _prepare(self) -> None:
+        if self._ahead and isinstance(self._opened, Prepared):
+            threading.Thread(target=self._opened.prepare, args=(self._ahead,), daemon=True).start()
 
     def _noted(self, descriptor: Descriptor) -> Descriptor:
         self.manifest(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
@@ -11,7 +12,6 @@ from builder.models.lanes import Lanes
 from builder.models.requests import CONNECTIONS, Piece, Run, runs, shared
 from builder.models.values import CHUNK_SIZE
 from builder.oci.content import Source
-from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop, for_each
 
@@ -143,7 +143,7 @@ class _Worker:
                     left = left[count:]
                     filled += count
                     if filled == length:
-                        if not self._finish(run.opened, run.at, room[:length]):
+                        if not self._finish(run.opened, run.at, [room[:length]]):
                             wrong.append(run.at)
                         filled = 0
                         if not self._lanes.next(run):
@@ -152,25 +152,21 @@ class _Worker:
 
     def _piece(self, piece: Piece) -> None:
         """A part of a chunk; who brings the last one checks the chunk."""
-        opened, chunk, room = piece.opened, piece.chunk, piece.shared
-        reached = piece.start
-        base = opened.chunked.cuts[chunk]
-        view = memoryview(room.buffer)
-        for block in self._read(opened.chunked, piece.start, piece.end):
-            view[reached - base : reached - base + len(block)] = block
-            reached += len(block)
+        room = piece.shared
+        found = list(self._read(piece.opened.chunked, piece.start, piece.end))
         with room.guard:
+            room.pieces[piece.start] = found
             room.left -= 1
             last = not room.left
-        if last and not self._finish(opened, chunk, view):
-            self._run(Run(opened, chunk, chunk))
+        if last and not self._finish(piece.opened, piece.chunk, room.blocks()):
+            self._run(Run(piece.opened, piece.chunk, piece.chunk))
 
-    def _finish(self, opened: Open, chunk: int, data: memoryview) -> bool:
+    def _finish(self, opened: Open, chunk: int, data: Sequence[bytes | memoryview]) -> bool:
         """Whether these are the bytes of the chunk; then they are there now."""
         hashes = opened.chunked.hashes
-        if opened.check and hashes is not None and Digest.of(data).hex != hashes[chunk]:
+        if opened.check and hashes is not None and _sha256(data) != hashes[chunk]:
             return False
-        opened.filling.put(chunk, data)
+        opened.filling.put(chunk, *data)
         self._landed(opened, chunk)
         return True
 
@@ -222,8 +218,15 @@ class _Worker:
                             raise WrongModelError(f"{chunked.file.path}: its blob {chunked.blob.digest} ends early")
                         filled += count
                     self._advance(filled)
-                    if chunk in missing and not self._finish(opened, chunk, room):
+                    if chunk in missing and not self._finish(opened, chunk, [room]):
                         raise _wrong(chunked, chunk)
+
+
+def _sha256(data: Sequence[bytes | memoryview]) -> str:
+    found = hashlib.sha256()
+    for piece in data:
+        found.update(piece)
+    return found.hexdigest()
 
 
 def _wrong(chunked: Chunked, chunk: int) -> WrongModelError:

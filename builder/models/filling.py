@@ -82,9 +82,12 @@ class Filling:
             if self._left and self._journal >= 0:
                 self._take(self._journal)
 
-    def put(self, chunk: int, data: memoryview) -> None:
-        """The bytes of a chunk."""
-        self.write(self.cuts[chunk], data)
+    def put(self, chunk: int, *data: bytes | memoryview) -> None:
+        """The bytes of a chunk, in one piece or in several that follow one another."""
+        offset = self.cuts[chunk]
+        for piece in data:
+            self.write(offset, piece)
+            offset += len(piece)
         self.mark(chunk)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from builder.store import Store
 
 
-def published(text: str, context: Context, store: Store | None = None) -> Published:
+def published(text: str, context: Context, store: Store | None = None, *, ahead: int = 0) -> Published:
     """The model that `text` names: `HOST/REPOSITORY[:TAG]`, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`, each also with
-    `@DIGEST`. What was read of it before is taken from the store.
+    `@DIGEST`. What was read of it before is taken from the store; else `ahead` connections are opened for what will be read.
 
     Raises `UsageError` for what is no place, `NotAModelError`, and what the place raises.
     """
@@ -30,7 +30,7 @@ def published(text: str, context: Context, store: Store | None = None) -> Publis
 
         return open_source(named, context)[0]
 
-    source = Remembering(store or context.store, str(named.place), None if offline else open)  # type: ignore[arg-type]
+    source = Remembering(store or context.store, str(named.place), None if offline else open, ahead=ahead)  # type: ignore[arg-type]
     return Published.open(str(named.place), source, named.reference)
 
 
@@ -50,6 +50,7 @@ def open_model(
     """
     from builder.models.ambient import Ambient
     from builder.models.lazy import Model
+    from builder.models.requests import CONNECTIONS
 
     context = Ambient.here(cache=Path(cache) if cache else None, offline=offline, plain_http=plain_http)
-    return Model(published(reference, context), context.store, progress)
+    return Model(published(reference, context, ahead=CONNECTIONS), context.store, progress)

@@ -32,11 +32,15 @@ class Run:
 
 @dataclass
 class Room:
-    """Where the pieces of a chunk meet; `left` of them are still to come."""
+    """Where the pieces of a chunk meet, each as the blocks that came, by its first byte; `left` of them are still to come."""
 
-    buffer: bytearray
     left: int
+    pieces: dict[int, list[bytes]] = field(default_factory=dict)
     guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def blocks(self) -> list[bytes]:
+        """All of the chunk, in order, when all pieces have come."""
+        return [block for _, piece in sorted(self.pieces.items()) for block in piece]
 
 
 @dataclass
@@ -86,7 +90,7 @@ def shared(runs: Sequence[Run | Piece]) -> Iterator[Run | Piece]:
         if count == 1:
             yield Run(opened, chunk, chunk)
             continue
-        room = Room(bytearray(end - start), count)
+        room = Room(count)
         bounds = [start + (end - start) * number // count for number in range(count + 1)]
         for begin, until in pairwise(bounds):
             yield Piece(opened, chunk, begin, until, room)

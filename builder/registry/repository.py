@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from builder.client import Client, NotFoundError, TransientError
+from builder.client import Client, NotFoundError, TransientError, origin
 from builder.oci import spec
 from builder.oci.content import MAX_MANIFEST, Outcome
 from builder.oci.digest import Digest
@@ -69,6 +69,7 @@ class Repository:
         self._guard = threading.Lock()
         self._listing = threading.Lock()
         self._remembered: dict[Digest, bytes] = {}
+        self._prepared: set[object] = set()
 
     def __str__(self) -> str:
         return self.reference.name
@@ -115,6 +116,15 @@ class Repository:
         Raises `NoRangesError`, before the first block, where the server sends all of a blob or nothing of it.
         """
         return ranged(self._session, descriptor, start, end, stop or self._stop)
+
+    def prepare(self, count: int) -> None:
+        """Opens connections to where blobs come from, as far as that is known, for many requests that come soon."""
+        url = self._session.served or self._session.base
+        with self._guard:
+            known = origin(url) in self._prepared
+            self._prepared.add(origin(url))
+        if not known:
+            self._session.client.prepare(url, count)
 
     def download(self, descriptor: Descriptor, path: Path) -> None:
         """Brings a blob to `path` in parallel ranges, going on with what an interrupted call left there, checked.

@@ -69,6 +69,8 @@ class Session:
         self.reference = reference
         self.client = client.bypassing(reference.hostname) if reference.is_loopback else client
         self.writing = writing
+        self.served: str | None = None
+        """Where the last download came from: many registries send to another host for blobs."""
         self._keychain = keychain
         self._given = credentials
         self._plain_http = plain_http
@@ -161,6 +163,7 @@ class Session:
     def open(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[BaseHTTPResponse]:
         """The answer (200 or 206) to a GET, as a download needs it."""
         with self.send("GET", url, headers, accept=(200, 206)) as answer:
+            self.served = answer.url
             yield answer.response
 
     def patience(self, stop: Stop) -> Patience:
