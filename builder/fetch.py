@@ -64,7 +64,8 @@ class Fetcher:
         self._jobs = jobs
         self._mirrors = tuple(mirrors)
         self._others = others or {}
-        self._silent: set[object] = set()
+        self._silent: dict[object, TransientError] = {}
+        self._told: set[object] = set()
 
     def ensure(self, files: Iterable[LockedFile]) -> None:
         """All `files` are in the store afterwards, checked by digest and size.
@@ -111,7 +112,7 @@ class Fetcher:
                 except FetchError as error:
                     tried.append(error)
                     if isinstance(error, TransientError):
-                        self._leave_alone(place, error)
+                        self._silent[_server(place)] = error
             if file.origin in self._others:
                 self._fetch_otherwise(self._others[file.origin], file, lane)
                 return
@@ -123,15 +124,12 @@ class Fetcher:
         for place in places:
             if _server(place) in self._silent:
                 put_off.append(place)
-            else:
-                yield place
+                continue
+            if put_off and _server(put_off[0]) not in self._told:
+                self._told.add(_server(put_off[0]))
+                self._progress.note(f"{self._silent[_server(put_off[0])]}; others are asked first from here on")
+            yield place
         yield from put_off
-
-    def _leave_alone(self, place: str, error: TransientError) -> None:
-        server = _server(place)
-        if server not in self._silent:
-            self._silent.add(server)
-            self._progress.note(f"{error}; from here on it is asked last")
 
     def _places(self, file: LockedFile, tried: list[FetchError]) -> Iterator[str]:
         for mirror in self._mirrors:

@@ -446,6 +446,17 @@ def test_a_silent_server(store: Store, server: FaultServer) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "proxy", ["foo:bar:baz", "foo:0", "http://", ":80", "http://u:secret@foo:99999", "socks5://foo:1"]
+)
+def test_what_is_no_proxy_is_named(proxy: str) -> None:
+    with pytest.raises(FetchError, match=r"not the address of a proxy|a socks5 proxy cannot be used") as caught:
+        Client(replace(QUICK, http_proxy=proxy)).get("http://host.invalid/x")
+    assert "host.invalid" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "HTTPS_PROXY" in str(caught.value.hint)
+
+
 def test_a_proxy_is_used_unless_the_host_is_exempt(server: FaultServer) -> None:
     proxy = server.url("").replace("http://", "http://user:secret@")
     server.files["http://files.example:81/small"] = b"through the proxy"

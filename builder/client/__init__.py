@@ -241,6 +241,11 @@ class Client:
                 f"{redact(proxy)}: a {parts.scheme} proxy cannot be used",
                 hint="name an http or https proxy in HTTPS_PROXY and HTTP_PROXY",
             )
+        if not _is_host_and_port(parts):
+            raise FetchError(
+                f"{redact(proxy)}: not the address of a proxy",
+                hint="write http://HOST:PORT in HTTPS_PROXY and HTTP_PROXY",
+            )
         secret = {"proxy-authorization": basic_of(parts)} if parts.username is not None else {}
         address = f"{parts.scheme}://{host_of(parts)}"
         return equip(
@@ -256,6 +261,13 @@ class Client:
             yield
         except broken.HTTPError as error:
             raise _translated(error, redact(url), self._network) from error
+
+
+def _is_host_and_port(parts: SplitResult) -> bool:
+    try:
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _read_file(url: str, limit: int) -> bytes:
