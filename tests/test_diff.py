@@ -163,6 +163,19 @@ def test_packages_wheels_and_locks(world: World, small: Path, environment: dict[
         assert "+ tool 1.0" in text
 
 
+def test_an_image_on_a_base_is_what_its_lock_says(small: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """What the base has installed is no wheel of the profile."""
+    (tmp_path / "main.py").touch()
+    above = tmp_path / "above.yaml"
+    above.write_text(
+        f"profile: 1\nname: above\nbase: {{image: 'oci:{small.parent}/out'}}\nfiles: [{{from: main.py, to: /main.py}}]\n"
+    )
+    assert run(["publish", "-q", above], tmp_path, environment).code == 0
+    for pair in (("oci:out/above", above), (above, "oci:out/above")):
+        done = run(["diff", *pair, "--exit-code"], tmp_path, environment)
+        assert (done.code, done.out) == (0, "no difference\n"), done.err
+
+
 def test_another_platform(small: Path, other: Parts, environment: dict[str, str]) -> None:
     other.config["architecture"] = "arm64"
     other.top["manifests"][0]["platform"]["architecture"] = "arm64"
@@ -177,8 +190,8 @@ def test_another_platform(small: Path, other: Parts, environment: dict[str, str]
     [
         (["oci:out", "oci:nowhere"], 1),
         (["oci:out", "oci:out:v9"], 1),
-        (["oci:out", "nowhere.yaml"], 1),
-        (["oci:out", "nowhere.json"], 1),
+        (["oci:out", "nowhere.yaml"], 2),
+        (["oci:out", "nowhere.json"], 2),
         (["oci:out", ""], 2),
         (["oci:out"], 2),
     ],

@@ -102,7 +102,9 @@ def _platform(
         with progress.task("reading layers", total) as task:
             for number, side in enumerate((before, after)):
                 if isinstance(side, ImageSide):
-                    inventory.add(number, side.source, only[number], task.advance)
+                    other = (after, before)[number]
+                    base = other.bases.get(name, 0) if isinstance(other, LockSide) else None
+                    inventory.add(number, side.source, only[number], task.advance, base)
                     versions.append((inventory.packages(number), inventory.wheels(number)))
                 else:
                     versions.append((side.packages[name], side.wheels[name]))

@@ -35,6 +35,7 @@ _WHITEOUT = ".wh."
 _DELETED = "deleted"
 _GONE = (None, _DELETED)
 _INSERT = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ENVIRONMENT = "opt/venv/"
 _OPAQUE = ".wh..wh..opq"
 
 
@@ -75,16 +76,26 @@ class Inventory:
         """The Python distributions in the layers of a side, with their versions."""
         return self._wheels[side]
 
-    def add(self, side: int, source: Source, layers: Sequence[LayerSide], advance: Callable[[int], None]) -> None:
+    def add(
+        self,
+        side: int,
+        source: Source,
+        layers: Sequence[LayerSide],
+        advance: Callable[[int], None],
+        base: int | None = None,
+    ) -> None:
         """Reads layers, bottom first; what an upper one replaces or deletes is gone. Raises `LayerError`.
 
-        What a layer deletes that is not among those that are read counts as removed, too.
+        What a layer deletes that is not among those that are read counts as removed, too. With `base`, wheels are only what a
+        lock could name: those in the environment of ours, above so many layers of somebody else.
         """
         for number, layer in enumerate(layers):
             self._database.execute("BEGIN")
             with source.blob(layer.blob) as blob, TarReader(blob) as reader:
                 while member := reader.next():
-                    self._member(side, number, member, reader)
+                    path = self._member(side, number, member, reader)
+                    if base is None or (number >= base and path.startswith(_ENVIRONMENT)):
+                        self._recognise(side, path)
             self._database.execute("COMMIT")
             advance(layer.blob.size)
 
@@ -101,7 +112,7 @@ class Inventory:
             what = tuple(name for name, a, b in zip(_COLUMNS, one, other, strict=True) if a != b)
             yield FileChange(text, "changed", what, before, after)
 
-    def _member(self, side: int, layer: int, member: Found, reader: TarReader) -> None:
+    def _member(self, side: int, layer: int, member: Found, reader: TarReader) -> str:
         entry = member.entry
         path = normal(entry.name)
         folder, _, name = path.rpartition("/")
@@ -116,12 +127,12 @@ class Inventory:
             deleted = (side, _blob(gone), layer, _DELETED, None, None, None, None, None)
             self._database.execute(_INSERT, deleted)  # a layer that is not read may have it
         elif path:
-            self._recognise(side, path, reader)
             owner = f"{entry.uid}:{entry.gid}"
             content = self._content(side, path, reader) if entry.type == "reg" else b""
             row = (side, _blob(path), layer, entry.type, entry.mode & 0o7777, owner)
             values = (*row, _blob(entry.linkname), entry.size, content)
             self._database.execute(_INSERT, values)
+        return path
 
     def _remove_below(self, side: int, layer: int, folder: str) -> None:
         """Deletes what lower layers have in a folder."""
@@ -130,7 +141,7 @@ class Inventory:
             "DELETE FROM files WHERE side = ? AND path >= ? AND path < ? AND layer < ?", (side, first, last, layer)
         )
 
-    def _recognise(self, side: int, path: str, reader: TarReader) -> None:
+    def _recognise(self, side: int, path: str) -> None:
         if match := _DIST_INFO.fullmatch(path):
             self._wheels[side][re.sub(r"[-_.]+", "-", match[1]).lower()] = match[2]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from builder import documents
@@ -52,12 +52,13 @@ class OwnFile:
 @dataclass(frozen=True)
 class LockSide:
     """A lock, or a profile with its lock if it has one: versions per platform, settings of images as `ImageSide` has them, the
-    profile's files; `values` are everything else that it says."""
+    profile's files, how many layers are those of a base image; `values` are everything else that it says."""
 
     packages: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     wheels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     files: Mapping[str, OwnFile] = field(default_factory=dict)
+    bases: Mapping[str, int] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -126,6 +127,7 @@ def lock_side(lock: Lock) -> LockSide:
         {name: {wheel.name: wheel.version for wheel in locked.wheels} for name, locked in platforms.items()},
         settings,
         files,
+        {name: len(locked.image.layers) for name, locked in platforms.items() if locked.image},
         {"lock": values},
     )
 
@@ -141,7 +143,7 @@ def _paths(nix: LockedNix) -> Mapping[str, str]:
 def profile_side(profile: Profile, lock: Lock | None) -> LockSide:
     """A profile; what its lock says is compared, too."""
     side = lock_side(lock) if lock else LockSide()
-    return LockSide(side.packages, side.wheels, side.settings, side.files, {**side.values, "profile": _dumped(profile)})
+    return replace(side, values={**side.values, "profile": _dumped(profile)})
 
 
 def _dumped(value: object) -> Mapping[str, Any]:
