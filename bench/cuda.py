@@ -80,7 +80,7 @@ def _one(build: str, version: str, flavour: str, cudnn: bool, folder: Path, env:
     layout = folder / "layout"
     watch.run([build, "assemble", str(profile), "-o", f"oci:{layout}", "--no-attach"], env)
     document = json.loads(_output([build, "inspect", f"oci:{layout}", "--format", "json"], env, folder))
-    layers: Sequence[Mapping[str, Any]] = document["images"][0]["layers"]
+    layers: Sequence[Mapping[str, Any]] = document["platforms"]["linux/amd64"]["layers"]
     own = [layer for layer in layers if not layer["name"].startswith("debian ")]
     return Size(
         release,

@@ -65,7 +65,7 @@ def measure(build: str, version: str) -> str:
         lock = _locked(build, folder, "composed", version, "base", f"torch=={TORCH[version]}", env)
         watch.run([build, "assemble", str(folder / "composed.yaml"), "-o", f"oci:{folder / 'out'}", "--no-attach"], env)
         watch.run([build, "inspect", f"oci:{folder / 'out'}", "--format", "json"], env, output=folder / "said")
-        layers = json.loads((folder / "said").read_bytes())["images"][0]["layers"]
+        layers = json.loads((folder / "said").read_bytes())["platforms"]["linux/amd64"]["layers"]
         pulled, unpacked = (sum(layer[key] for layer in layers) for key in ("size", "unpacked"))
         say(f"CUDA {version}: what a base image has")
         wheels = lock["platforms"][0]["python"]["wheels"]

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from builder.client import NotFoundError
 from builder.errors import HostileInputError
 from builder.models import modelpack
-from builder.oci import spec
+from builder.oci import lazy, spec
 from builder.oci.companions import models
 from builder.oci.content import MAX_MANIFEST, Source
 from builder.oci.digest import Digest
-from builder.oci.published import NotAnImageError
+from builder.oci.lazy import LayerStart
+from builder.oci.listing import LayoutError
+from builder.oci.published import IMAGE_CONFIGS, NotAnImageError
 from builder.oci.spec import Descriptor
 from builder.soci import prefetch, read
 from builder.soci.index import ARTIFACT_TYPE, INDEX_DIGEST, LAYER_DIGEST
@@ -22,11 +25,13 @@ _MAX_ZTOC = 1 << 30
 _BLOCK = 1 << 20
 _MAX_DEPTH = 4
 _PREFIX = "layerwright: "
+_ATTESTATION = "vnd.docker.reference.type"
 
 
 @dataclass(frozen=True)
 class ExaminedLayer:
-    """One layer: its name from the image's history, its blob, and its ztoc's size, spans and size of tar (0: none)."""
+    """One layer: its name from the image's history, its blob, and its ztoc's size, spans and size of tar (0: none); `start` says
+    which clients mount it before they have it."""
 
     name: str
     digest: Digest
@@ -34,6 +39,8 @@ class ExaminedLayer:
     ztoc_size: int
     spans: int
     tar_size: int
+    media_type: str
+    start: LayerStart
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,12 @@ class ExaminedImage:
     config: Mapping[str, Any]
     models: tuple[tuple[str, Digest], ...] = ()
     """The models that it names, and the digests of their artifacts."""
+    missing: str = ""
+    """The digest of the SOCI index that it names, where that is not there."""
+
+    def lazily(self, client: str) -> tuple[ExaminedLayer, ...]:
+        """The layers that one of `lazy.CLIENTS` mounts before it has them."""
+        return tuple(layer for layer in self.layers if client in layer.start.clients)
 
 
 @dataclass(frozen=True)
@@ -61,17 +74,20 @@ class Examined:
 def examine(source: Source, reference: str | None) -> Examined:
     """Reads what `reference` (or the only image) of a source is. Of layers nothing is read, of ztocs everything.
 
-    Raises `NotAnImageError` for a model, `HostileInputError` where a document is not what the image specification says, and
-    what reading raises.
+    Raises `NotAnImageError` for a model or another artifact, `HostileInputError` where a document is not what the image
+    specification says, and what reading raises.
     """
     top = source.resolve(reference)
     try:
-        return Examined(top.digest, tuple(_images(source, top, {}, _MAX_DEPTH)), top)
+        images = tuple(_images(source, top, {}, _MAX_DEPTH))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HostileInputError(
             f"{top.digest}: a document of it is not what the image specification says ({error!r})",
             hint="publish it again",
         ) from error
+    if not images:
+        raise NotAnImageError(f"{top.digest} is an index without an image", hint="name another tag or digest")
+    return Examined(top.digest, images, top)
 
 
 def _images(
@@ -82,14 +98,18 @@ def _images(
     if document.get("artifactType") == modelpack.ARTIFACT_TYPE:
         raise NotAnImageError(f"{descriptor.digest} is a model, and no image")
     if "manifests" not in document:
-        yield _image(source, descriptor.digest, document, siblings)
+        kind = document["config"]["mediaType"]
+        if kind in IMAGE_CONFIGS:
+            yield _image(source, descriptor.digest, document, siblings)
+        elif depth == _MAX_DEPTH:
+            raise NotAnImageError(f"{descriptor.digest} is an artifact of the type {kind}, and no image")
         return
     if not depth:
         raise ValueError("indexes lie too deep in one another")
     entries = [Descriptor.parse(entry) for entry in document["manifests"]]
     indexes = {str(entry.digest): entry for entry in entries if entry.artifact_type == ARTIFACT_TYPE}
     for entry in entries:
-        if str(entry.digest) not in indexes:
+        if not entry.artifact_type and _ATTESTATION not in entry.annotations:
             yield from _images(source, entry, indexes, depth - 1)
 
 
@@ -115,21 +135,32 @@ def _image(
 ) -> ExaminedImage:
     config = _document(_read(source, Descriptor.parse(manifest["config"]), MAX_MANIFEST))
     bound = manifest.get("annotations", {}).get(INDEX_DIGEST)
-    soci = indexes.get(bound)
+    soci = indexes.get(bound) or (_named(source, bound) if bound else None)
     ztocs = dict(_ztocs(_document(source.manifest(soci)))) if soci else {}
+    described = [Descriptor.parse(entry) for entry in manifest["layers"]]
     names = [
         str(item.get("created_by", "")).removeprefix(_PREFIX)
         for item in config.get("history", ())
         if not item.get("empty_layer")
     ]
     names += [""] * len(manifest["layers"])
+    starts = lazy.starts(described, ztocs, soci is not None)
     layers = [
-        _layer(source, name, entry, ztocs.get(entry.digest))
-        for name, entry in zip(names, map(Descriptor.parse, manifest["layers"]), strict=False)
+        _layer(source, name, entry, ztocs.get(entry.digest), start)
+        for name, entry, start in zip(names, described, starts, strict=False)
     ]
     platform = spec.Platform(config.get("os", "unknown"), config.get("architecture", "unknown"), config.get("variant"))
     named = models({str(key): str(value) for key, value in manifest.get("annotations", {}).items()})
-    return ExaminedImage(str(platform), digest, soci.digest if soci else None, tuple(layers), config, named)
+    missing = str(bound) if bound and not soci else ""
+    return ExaminedImage(str(platform), digest, soci.digest if soci else None, tuple(layers), config, named, missing)
+
+
+def _named(source: Source, digest: object) -> Descriptor | None:
+    """The SOCI index that a manifest names by its digest, as snapshotters look for it; None where it is not there."""
+    try:
+        return source.resolve(str(Digest.parse(str(digest))))
+    except (LayoutError, NotFoundError):
+        return None
 
 
 def _ztocs(index: Mapping[str, Any]) -> Iterator[tuple[Digest, Descriptor]]:
@@ -140,8 +171,9 @@ def _ztocs(index: Mapping[str, Any]) -> Iterator[tuple[Digest, Descriptor]]:
         yield Digest.parse(entry.annotations[LAYER_DIGEST]), entry
 
 
-def _layer(source: Source, name: str, layer: Descriptor, ztoc: Descriptor | None) -> ExaminedLayer:
+def _layer(source: Source, name: str, layer: Descriptor, ztoc: Descriptor | None, start: LayerStart) -> ExaminedLayer:
+    kind = layer.media_type
     if ztoc is None:
-        return ExaminedLayer(name, layer.digest, layer.size, 0, 0, 0)
+        return ExaminedLayer(name, layer.digest, layer.size, 0, 0, 0, kind, start)
     found = read.figures(_read(source, ztoc, _MAX_ZTOC))
-    return ExaminedLayer(name, layer.digest, layer.size, ztoc.size, found.spans, found.tar_size)
+    return ExaminedLayer(name, layer.digest, layer.size, ztoc.size, found.spans, found.tar_size, kind, start)

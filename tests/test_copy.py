@@ -243,7 +243,7 @@ def test_what_judges_write_is_read(registry: str, small: Path, environment: dict
 
 
 def layers_of(shown: Any) -> list[list[str]]:
-    return [[layer["digest"] for layer in image["layers"]] for image in shown["images"]]
+    return [[layer["digest"] for layer in image["layers"]] for image in shown["platforms"].values()]
 
 
 def test_what_is_incomplete_or_damaged_is_no_copy(tmp_path: Path) -> None:

@@ -60,7 +60,11 @@ def test_what_is_published_is_identical(bench: Bench) -> None:
         assert done.out.endswith("identical: rebuilt from the lock, every byte is the same\n")
     document = bench.verify("--format", "json").json
     assert (document["verdict"], document["findings"], document["rebuilt"]) == ("identical", [], True)
-    assert [layer["name"] for layer in document["images"][0]["layers"]] == ["debian bookworm", "3 wheels", "files"]
+    assert [layer["name"] for layer in document["platforms"]["linux/amd64"]["layers"]] == [
+        "debian bookworm",
+        "3 wheels",
+        "files",
+    ]
 
 
 def test_what_is_published_is_valid(bench: Bench) -> None:
@@ -69,7 +73,7 @@ def test_what_is_published_is_valid(bench: Bench) -> None:
     assert "valid: " in done.out
     document = bench.verify("--quick", "--format", "json").json
     assert (document["verdict"], document["rebuilt"], document["lock"]) == ("valid", False, None)
-    assert document["images"][0]["layers"][WHEELS]["spans"] > 1
+    assert document["platforms"]["linux/amd64"]["layers"][WHEELS]["spans"] > 1
 
 
 def test_taken_apart_and_put_together_it_stays_the_same(bench: Bench) -> None:

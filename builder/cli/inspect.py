@@ -15,10 +15,14 @@ from builder.cli.gpu import Answer, answer, architecture
 from builder.cli.options import common, format_option, plain_http_option
 from builder.cli.table import table
 from builder.examine import Examined, ExaminedImage, examine
+from builder.oci import lazy
 from builder.oci.artifact import TITLE
+from builder.oci.published import by_platform
 from builder.places.destination import Destination
 from builder.places.opening import open_source
 from builder.progress import human_size
+
+_SOCI_V1 = "application/vnd.amazon.soci.index.v1+json"
 
 
 @click.command(
@@ -52,8 +56,8 @@ def inspect(context: Context, ref: str, gpu: str | None, form: str) -> int:
     for image in examined.images:
         click.echo(f"\n{image.platform}  {image.digest}")
         click.echo(_layers(image))
-        lazy = f"SOCI index {image.soci}" if image.soci else "no SOCI index: it is pulled whole"
-        click.echo(lazy)
+        for line in _lazy(image, attached):
+            click.echo(line)
         for name, digest in image.models:
             click.echo(f"{'Model:':14}{name}  {digest}")
         for line in _settings(image.config.get("config", {})):
@@ -105,17 +109,53 @@ def _layers(image: ExaminedImage) -> str:
             str(number),
             layer.name,
             layer.digest.short,
+            layer.start.kind,
             human_size(layer.size),
             human_size(layer.tar_size) if layer.spans else "",
-            str(layer.spans) if layer.spans else "whole",
+            str(layer.spans) if layer.spans else "" if layer.start.clients else "whole",
             human_size(layer.ztoc_size) if layer.spans else "",
         )
         for number, layer in enumerate(image.layers, 1)
     ]
-    total = ("", "in all", "", human_size(sum(layer.size for layer in image.layers)))
+    total = ("", "in all", "", "", human_size(sum(layer.size for layer in image.layers)))
     sums = (str(sum(layer.spans for layer in image.layers)), human_size(sum(layer.ztoc_size for layer in image.layers)))
-    head = ("", "LAYER", "DIGEST", "SIZE", "UNPACKED", "SPANS", "ZTOC")
-    return table(head, [*rows, (*total, "", *sums)], right=(0, 3, 4, 5, 6))
+    head = ("", "LAYER", "DIGEST", "TYPE", "SIZE", "UNPACKED", "SPANS", "ZTOC")
+    return table(head, [*rows, (*total, "", *sums)], right=(0, 4, 5, 6, 7))
+
+
+def _lazy(image: ExaminedImage, attached: Sequence[Attached]) -> list[str]:
+    """Which clients start the image before they have it, and what comes whole all the same."""
+    lines = [f"SOCI index {image.soci}"] if image.soci else []
+    if image.missing:
+        lines.append(
+            f"SOCI index {image.missing} is not there, though the manifest names it: copy the image with all that is its"
+        )
+    lines += [
+        f"SOCI index v1 {item.manifest.digest}: of use only where `pull_modes.soci_v1` is enabled, which it seldom is"
+        for item in attached
+        if item.artifact_type == _SOCI_V1 and item.subject == image.digest
+    ]
+    layers, size = image.layers, sum(layer.size for layer in image.layers)
+    clients = {client: found for client in lazy.CLIENTS if (found := image.lazily(client))}
+    for client, found in clients.items():
+        share = 100 * sum(layer.size for layer in found) / (size or 1)
+        words = " ".join(filter(None, (client, lazy.CLIENTS[client])))
+        lines.append(f"Starts lazily with {words}: {len(found)} of {len(layers)} layers, {share:.1f} % of the bytes")
+    lines.append("Other clients pull it whole" if clients else "All clients pull it whole")
+    whole: dict[str, list[int]] = {}
+    for number, layer in enumerate(layers, 1):
+        if not layer.start.clients or layer.start.why != lazy.HAS_ZTOC:
+            whole.setdefault(layer.start.why, []).append(number)
+    return [*lines, *(f"  {_numbers(numbers)}: {why}" for why, numbers in whole.items())]
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """`layer 3`, `layers 1 to 3` or `layers 1, 3 and 5`."""
+    if len(numbers) == 1:
+        return f"layer {numbers[0]}"
+    if numbers[-1] - numbers[0] == len(numbers) - 1 > 1:
+        return f"layers {numbers[0]} to {numbers[-1]}"
+    return f"layers {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def _settings(config: dict[str, Any]) -> list[str]:
@@ -133,16 +173,24 @@ def _settings(config: dict[str, Any]) -> list[str]:
 def _document(examined: Examined) -> dict[str, object]:
     return {
         "digest": str(examined.digest),
-        "images": [
-            {
-                "platform": image.platform,
+        "platforms": {
+            platform: {
                 "digest": str(image.digest),
                 "soci": str(image.soci) if image.soci else None,
+                "lazy": {
+                    client: {"layers": len(found), "size": sum(layer.size for layer in found)}
+                    for client in lazy.CLIENTS
+                    if (found := image.lazily(client))
+                },
                 "models": {name: str(digest) for name, digest in image.models},
                 "layers": [
                     {
                         "name": layer.name,
                         "digest": str(layer.digest),
+                        "mediaType": layer.media_type,
+                        "type": layer.start.kind,
+                        "lazy": list(layer.start.clients),
+                        "why": layer.start.why,
                         "size": layer.size,
                         "unpacked": layer.tar_size or None,
                         "spans": layer.spans,
@@ -152,6 +200,8 @@ def _document(examined: Examined) -> dict[str, object]:
                 ],
                 "config": image.config.get("config", {}),
             }
-            for image in examined.images
-        ],
+            for platform, image in by_platform(
+                (image.platform, image.digest, image) for image in examined.images
+            ).items()
+        },
     }

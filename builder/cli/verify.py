@@ -24,7 +24,7 @@ from builder.image import Assembled
 from builder.lock import Lock
 from builder.oci.content import Source
 from builder.oci.digest import Digest
-from builder.oci.published import read_top
+from builder.oci.published import by_platform, read_top
 from builder.oci.spec import Descriptor
 from builder.packing import Folder
 from builder.places.destination import Destination
@@ -163,9 +163,8 @@ class _Verdict:
                 for model in self.models
             ],
             "findings": [finding.document() for finding in self.findings],
-            "images": [
-                {
-                    "platform": image.platform,
+            "platforms": {
+                platform: {
                     "digest": str(image.digest),
                     "layers": [
                         {
@@ -179,8 +178,10 @@ class _Verdict:
                         for layer in image.layers
                     ],
                 }
-                for image in self.found.verified
-            ],
+                for platform, image in by_platform(
+                    (image.platform, image.digest, image) for image in self.found.verified
+                ).items()
+            },
         }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from builder.errors import BuilderError
 from builder.oci import spec
@@ -15,6 +15,9 @@ from builder.oci.spec import Descriptor, Platform
 
 INDEXES = frozenset({spec.INDEX, "application/vnd.docker.distribution.manifest.list.v2+json"})
 MANIFESTS = frozenset({spec.MANIFEST, "application/vnd.docker.distribution.manifest.v2+json"})
+T = TypeVar("T")
+IMAGE_CONFIGS = frozenset({spec.CONFIG, "application/vnd.docker.container.image.v1+json"})
+"""What the configuration of an image is; that of an artifact is something else."""
 _MAX_LAYERS = 4096
 
 
@@ -57,6 +60,15 @@ class Top:
     def images(self) -> tuple[Descriptor, ...]:
         """The entries that are images; artifacts, as a SOCI index and attestations are, are none."""
         return tuple(entry for entry in self.entries if not is_artifact(entry))
+
+
+def by_platform(items: Iterable[tuple[str, Digest, T]]) -> dict[str, T]:
+    """What is told of each image, given with its platform and digest, by platform; of a further image of the same platform the
+    name has the digest, too."""
+    found: dict[str, T] = {}
+    for platform, digest, item in items:
+        found[f"{platform} {digest}" if platform in found else platform] = item
+    return found
 
 
 def is_artifact(entry: Descriptor) -> bool:
