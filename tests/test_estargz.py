@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import deflate
+import deflate as libdeflate
 import judges
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import Layout
 from test_fuzz_wheel import EDITS, SLOW, edited
-from test_layers import STREAMS, Spool, data_of, flushed, noise, prose, stored
+from test_layers import STREAMS, Spool, both_engines, data_of, flushed, noise, prose, stored
 from wheelmaker import deflate as deflated
 from world import PROFILE, World, run, write_project
 
@@ -154,8 +154,29 @@ def test_every_stream_is_cut_where_others_can_read_it(spool: Spool, tmp_path: Pa
     for row in toc:
         if "chunkSize" in row and row["name"] < "d/inline":
             after = next((offset for offset in offsets if offset > row["offset"]), len(raw))
-            data = deflate.gzip_decompress(raw[row["offset"] : after])
+            data = libdeflate.gzip_decompress(raw[row["offset"] : after])
             assert Digest.of(bytes(data)) == Digest.parse(row["chunkDigest"])
+
+
+@pytest.mark.parametrize("chunk", [33 * KIB, 65_536, 100_001])
+def test_the_engine_does_not_matter(chunk: int, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where to cut is a matter of the stream, and not of who inflates it."""
+    entries = list(entries_of(spool))
+    found = set()
+    for engine in both_engines():
+        monkeypatch.setattr(chunked, "engine", lambda engine=engine: engine)
+        found.add(pack(entries, tmp_path / "layer.gz", chunk_size=chunk))
+    assert len(found) == 1
+
+
+def test_layers_are_the_same_for_ever(spool: Spool, tmp_path: Path) -> None:
+    """Of streams that no library of this machine made."""
+    names = [name for name in STREAMS if name.startswith(("libdeflate", "empty", "inflates")) or "nine-bit" in name]
+    made = {name: bytes(libdeflate.deflate_compress(STREAMS[name][1], 12)) for name in names if "inflates" in name}
+    entries = [Entry(name, content=spool.member(made.get(name, STREAMS[name][0]), STREAMS[name][1])) for name in names]
+    small = pack(entries, tmp_path / "small.gz", chunk_size=CHUNK)
+    usual = pack([Entry("x", content=Inline(prose(9 * MIB))), *entries], tmp_path / "usual.gz")
+    assert [layer.digest.short for layer in (small, usual)] == ["80d1b218441b", "991bad0cf49d"]
 
 
 def test_what_is_verbatim(spool: Spool, tmp_path: Path) -> None:
@@ -207,7 +228,7 @@ def test_what_stands_before_a_block_that_begins_inside_of_a_byte(bits: int) -> N
     whole = zlib.decompressobj(-15)
     assert whole.decompress(raw) == b""
     assert whole.eof
-    assert bytes(deflate.deflate_decompress(raw, 1)) == b""
+    assert bytes(libdeflate.deflate_decompress(raw, 1)) == b""
 
 
 @pytest.mark.parametrize("name", sorted(estargz.RESERVED))

@@ -99,6 +99,28 @@ def test_the_same_image_with_what_is_left_out_of_wheels(
     assert builds[0] == builds[1]
 
 
+def test_the_same_image_as_estargz(world: World, small: Path, other_build: Path, tmp_path: Path) -> None:
+    """Wherever its large files are cut, whichever library inflates."""
+    text = small.read_text().replace("soci: {span-size: 256KiB, min-layer-size: 1MiB}", "lazy: estargz")
+    stub = tmp_path / "stub/zlib_ng"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").write_text(NO_ZLIB_NG)
+    builds: list[tuple[dict[str, bytes], bytes]] = []
+    for name, build, more in (
+        ("locale", BUILD, {}),
+        ("backwards", other_build, {"PYTHONHASHSEED": "7"}),
+        ("one job", BUILD, {"PYTHONPATH": str(stub.parent)}),
+    ):
+        variation = VARIATIONS[name]
+        profile = write_project(tmp_path / name / "project", text, backwards=variation.backwards)
+        environ = world.environment(tmp_path / name / "cache", **variation.environ, **more)
+        out = tmp_path / name / "out"
+        done = run(["publish", "-q", *variation.options, profile, f"oci:{out}"], tmp_path, environ, build=build)
+        assert done.digest != first(small)
+        builds.append((Layout(out).blobs(), profile.with_suffix(".lock.json").read_bytes()))
+    assert builds[0] == builds[1] == builds[2]
+
+
 def test_the_same_image_with_cuda(world: World, tmp_path: Path) -> None:
     """Its links come from the wheels' directories, and its variables from the lock."""
     world.index.publish(*cudawheels.all_wheels())
