@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from packaging.utils import canonicalize_name
+
 from builder import documents
 from builder.baseimage import LockedImage
+from builder.errors import BuilderError
 from builder.lock import LockedPlatform
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
-from builder.profile import PYTHON_OF, LoadedProfile, Profile, Python
+from builder.profile import PYTHON_OF, LoadedProfile, Model, Profile, Python
 from builder.sources import requirements
 from builder.sources.requirements import Requirements
 
@@ -48,3 +53,19 @@ def requirements_of(loaded: LoadedProfile, python: Python) -> Requirements:
     if isinstance(python.requirements, str):
         return Requirements(file=loaded.root / python.requirements)
     return Requirements(lines=python.requirements)
+
+
+def check_known(names: frozenset[str], platforms: Sequence[LockedPlatform], models: Sequence[Model]) -> None:
+    """Raises `BuilderError` if nothing in a lock has one of these names."""
+    debs = {deb.name for item in platforms if item.debian for deb in item.debian.packages}
+    wheels = {wheel.name for item in platforms for wheel in item.wheels}
+    images = {item.image.name for item in platforms if item.image}
+    if any(item.nix for item in platforms):
+        from builder.sources import nix
+
+        images |= {name for item in platforms for name in nix.names(item.nix)}
+    others = debs | images | {model.name for model in models}
+    if unknown := sorted(name for name in names if name not in others and canonicalize_name(name) not in wheels):
+        raise BuilderError(
+            f"nothing named {', '.join(unknown)} is in the lock", hint="`build plan` lists what is in it"
+        )

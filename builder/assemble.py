@@ -71,7 +71,9 @@ def assemble(
         try:
             known |= _pack_all(missing, packer, progress, jobs, there, told)
             images = tuple(
-                _image(platform, plan, _adapted(platform, known, plan, folder, store, progress), store)
+                _image(
+                    platform, plan, _adapted(platform, known, plan, folder, store, progress), folder, store, progress
+                )
                 for platform in plan.platforms
             )
         except BaseException:
@@ -144,9 +146,21 @@ def _weight(layer: Layer) -> int:
     return size * 5 if isinstance(layer, WheelLayer) and len(layer.wheels) > 1 else size
 
 
-def _image(platform: PlatformPlan, plan: Plan, known: Mapping[Layer, BuiltLayer | None], store: Store) -> Image:
+def _image(
+    platform: PlatformPlan,
+    plan: Plan,
+    known: Mapping[Layer, BuiltLayer | None],
+    folder: Folder,
+    store: Store,
+    progress: Progress,
+) -> Image:
     layers = tuple(found for layer in platform.layers if (found := known[layer]))
     _check_collisions(platform, layers, store)
+    if platform.reads:
+        from builder import readahead  # few images have a trace
+
+        if told := readahead.missing(folder.text(platform.reads), layers, platform.reads.source, store):
+            progress.note(told)
     own = [layer.name for layer in platform.layers if not isinstance(layer, BaseLayer)]
     document = config.image_config(
         platform.platform,

@@ -71,7 +71,7 @@ def read_local(loaded: LoadedProfile, store: Store | None = None, progress: Prog
     start = None
     asked = loaded.profile.start
     soci = loaded.profile.publish.soci
-    if asked and (asked.readahead or soci.spans == "adaptive" or soci.prefetch):
+    if asked and (asked.readahead or asked.ordered or soci.spans == "adaptive" or soci.prefetch):
         from builder import readahead  # it takes long to import, and few profiles have a trace
 
         number = readahead.NUMBER if asked.readahead else 0

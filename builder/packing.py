@@ -139,7 +139,7 @@ class Packer:
             return
         with store.temporary() as blob, store.temporary() as windows, store.workspace() as spool:
             try:
-                entries = self._entries(layer, store, spool)
+                entries = self._in_order(layer, self._entries(layer, store, spool), store)
                 scaled = _Scaled(layer, entries, advance)
                 if has_table(layer):
                     packed = _with_table(layer, entries, blob, scaled)
@@ -160,6 +160,13 @@ class Packer:
             **({"table": str(packed.table)} if packed.table else {}),
         }
         store.put_record("layer", layer.key.hex, record)
+
+    def _in_order(self, layer: Layer, entries: tuple[Entry, ...], store: Store) -> tuple[Entry, ...]:
+        if not isinstance(layer, SystemLayer | WheelLayer) or layer.order is None:
+            return entries
+        from builder.sources import startorder  # few images have an order
+
+        return startorder.ordered(layer, entries, self.folder.text(layer.order.reads), store)
 
     def _entries(self, layer: Layer, store: Store, spool: Path) -> tuple[Entry, ...]:
         if isinstance(layer, SystemLayer):

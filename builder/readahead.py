@@ -6,15 +6,18 @@ No layer below changes, so that shared layers stay shared, and the index stays w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from builder.coldstart import trace as traces
 from builder.coldstart.trace import Part, Trace, TraceError
 from builder.errors import BuilderError
+from builder.image import BuiltLayer
 from builder.lock import LockedStart, LockedTemplate
+from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
+from builder.store import Store
 
 LAUNCHER = "/opt/layerwright/start"
 """The program that starts the image's program."""
@@ -57,6 +60,27 @@ def ranges(trace: Trace) -> bytes:
     if not rows:
         raise TraceError("the trace has no file", hint="trace a start that does something: build trace")
     return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def missing(ranges: bytes, layers: Iterable[BuiltLayer], source: str, store: Store) -> str:
+    """What is to be said of a trace that names files which these layers do not have, or not as long; nothing if they have all."""
+    listings = [str(layer.listing) for layer in layers]
+    key = Digest.of(spec.encode({"listings": listings, "ranges": str(Digest.of(ranges))})).hex
+    record = store.record("traced", key)
+    if record is None:
+        sizes = {row[0]: row[3] for digest in listings for row in json.loads(store.read(Digest.parse(digest)))}
+        least: dict[str, int] = {}
+        for path, start, _ in json.loads(ranges):
+            least[path[1:]] = max(start, least.get(path[1:], 0))
+        there = sum(sizes.get(path, 0) > start for path, start in least.items())
+        record = {"files": len(least), "there": there}
+        store.put_record("traced", key, record)
+    files, there = int(record["files"]), int(record["there"])
+    if files == there:
+        return ""
+    if not there:
+        return f"{source}: none of its {files} files are in the image: it is a trace of another image"
+    return f"{source}: {there} of {files} files are in the image as they were; trace a start of this one: build trace"
 
 
 def _launcher(number: int) -> bytes:

@@ -88,7 +88,7 @@ image:
   ports: [8080, 9000/udp]
   labels: {org.opencontainers.image.title: SDXL Turbo}
   stop-signal: SIGTERM
-start: {trace: sdxl-turbo.trace.json, readahead: true}
+start: {trace: sdxl-turbo.trace.json, readahead: true, order: own}
 budget: {total: 20s, pull: 5s, model: 10s}
 
 publish:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
-from builder.asked import python_version, request_in, request_of, requirements_of
+from builder.asked import check_known, python_version, request_in, request_of, requirements_of
 from builder.baseimage import LockedImage
 from builder.errors import BuilderError
 from builder.lock import (
@@ -29,7 +29,7 @@ from builder.oci.content import Source
 from builder.oci.spec import Platform
 from builder.own import Local, compression, execution, own_places, soci_settings
 from builder.packing import Folder, Packer
-from builder.profile import PYTHON_OF, Cuda, LoadedProfile, Model, Profile, Python
+from builder.profile import PYTHON_OF, Cuda, LoadedProfile, Profile, Python
 from builder.progress import Progress
 from builder.sources.requirements import Requirements
 from builder.sources.simple import Catalogue
@@ -80,7 +80,9 @@ def resolve(
     """
     profile = loaded.profile
     own = own_places(found), own_places(previous) if previous else ()
-    unmoved = previous if previous and previous.start == found.start and upgrade is not True else None
+    unmoved = previous if previous and upgrade is not True else None
+    if unmoved and (unmoved.start and unmoved.start.unordered) != found.start:
+        unmoved = None
     platforms = tuple(
         _with_contract(
             _platform(loaded, platform, places, _of(previous, platform), upgrade, progress, own, found.files),
@@ -93,7 +95,14 @@ def resolve(
         for platform in sorted(profile.platforms)
     )
     if isinstance(upgrade, frozenset):
-        _check_known(upgrade, platforms, profile.models)
+        check_known(upgrade, platforms, profile.models)
+    start = found.start
+    if start and profile.start and profile.start.ordered:
+        from builder.sources import startorder  # few images have an order
+
+        same = unmoved if unmoved and unmoved.profile == str(profile.digest) else None
+        means = startorder.Means(places.store, places.ensure, same)
+        start = startorder.with_order(start, found.rendered, profile.start.order == "all", platforms, means)
     lock = Lock(
         name=profile.name,
         profile=str(profile.digest),
@@ -103,7 +112,7 @@ def resolve(
         files=found.files,
         templates=found.templates,
         models=_models(profile, found, places, previous, upgrade),
-        start=found.start,
+        start=start,
         image=execution(profile),
         soci=soci_settings(profile, unmoved.soci if unmoved else None),
         compression=compression(profile, previous),
@@ -375,21 +384,6 @@ def _models(
     assert places.means
     before = previous.models if previous else ()
     return locking.lock_models(profile.models, found.models, places.means, before, upgrade)
-
-
-def _check_known(names: frozenset[str], platforms: Sequence[LockedPlatform], models: Sequence[Model]) -> None:
-    debs = {deb.name for item in platforms if item.debian for deb in item.debian.packages}
-    wheels = {wheel.name for item in platforms for wheel in item.wheels}
-    images = {item.image.name for item in platforms if item.image}
-    if any(item.nix for item in platforms):
-        from builder.sources import nix
-
-        images |= {name for item in platforms for name in nix.names(item.nix)}
-    others = debs | images | {model.name for model in models}
-    if unknown := sorted(name for name in names if name not in others and canonicalize_name(name) not in wheels):
-        raise BuilderError(
-            f"nothing named {', '.join(unknown)} is in the lock", hint="`build plan` lists what is in it"
-        )
 
 
 def _of(lock: Lock | None, platform: Platform) -> LockedPlatform | None:

@@ -23,7 +23,7 @@ def staleness(loaded: LoadedProfile, found: Local, lock: Lock) -> list[str]:
         reasons.append("the profile has changed" + (f", by {bases} that it extends" if bases else ""))
     reasons += _differences("file", lock.files, found.files)
     reasons += _differences("template", lock.templates, found.templates)
-    if lock.start != found.start and not reasons:
+    if (lock.start and lock.start.unordered) != found.start and not reasons:
         reasons.append("the trace of its start has changed")
     if profile.models or lock.models:
         from builder.models import locking  # it takes long to import, and few profiles have models

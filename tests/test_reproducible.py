@@ -24,8 +24,10 @@ import pytest
 from debarchive import Item
 from layouts import Layout
 from nixmachines import Machines
-from world import BUILD, Real, World, everybodys_folder, other_user, package, run, write_project
+from world import BUILD, PROFILE, Real, World, everybodys_folder, other_user, package, run, write_project
 
+from builder.coldstart import trace as traces
+from builder.coldstart.trace import Part, Trace, TracedFile
 from builder.layers import deflate
 
 NO_ZLIB_NG = "raise ImportError('hidden by a test')\n"
@@ -368,3 +370,24 @@ def copied(profile: Path, target: Path, variation: Variation) -> Path:
             copy.write_bytes(path.read_bytes())
             copy.chmod((0o777 if path.stat().st_mode & 0o100 else 0o666) & ~variation.umask)
     return target / profile.name
+
+
+def test_the_same_image_with_what_a_start_reads_first(world: World, tmp_path: Path) -> None:
+    """The order of files in its layers, and the spans of its index, come from the trace alone."""
+    text = PROFILE.replace("soci: {", "soci: {spans: adaptive, ") + "start: {trace: small.trace.json, order: all}\n"
+    first = write_project(tmp_path / "first", text)
+    site = "opt/venv/lib/python3.11/site-packages"
+    files = (TracedFile(f"{site}/alpha/blob.bin", 4096000, (Part(1 << 20, 2 << 20),)), TracedFile("usr/bin/hello", 12))
+    trace = traces.encode(Trace(traces.VERSION, "linux/amd64", files))
+    first.with_name("small.trace.json").write_text(trace)
+    cache = world.environment(world.root / "cache")
+    digest = run(["publish", first, f"oci:{tmp_path / 'out'}"], tmp_path, cache).digest
+    for number, name in enumerate(("umask 077", "hash seed 4242", "one job", "backwards", "locale")):
+        variation = VARIATIONS[name]
+        profile = copied(first, tmp_path / str(number) / "project", variation)
+        profile.with_name("small.trace.json").write_text(trace)
+        environ = offline(world, tmp_path / str(number) / "cache") | variation.environ
+        out = tmp_path / str(number) / "out"
+        argv = ["publish", *variation.options, profile, f"oci:{out}"]
+        assert run(argv, tmp_path, environ, umask=variation.umask).digest == digest, name
+        assert Layout(out).blobs() == Layout(tmp_path / "out").blobs(), name

@@ -12,6 +12,7 @@ import click
 from builder import baseimage, documents
 from builder import plan as plans
 from builder.assemble import known_layers
+from builder.cli import ordered
 from builder.cli.context import Context
 from builder.cli.options import common, format_option, lock_option, profile_argument
 from builder.cli.table import table
@@ -79,6 +80,8 @@ def plan(context: Context, profile: Path, findings: bool, minimal: bool, relock:
                 click.echo(f"on top of {baseimage.words(item.base)}")
             rows = [_row(number, layer, known.get(layer)) for number, layer in enumerate(item.layers, 1)]
             click.echo(table(("", "LAYER", "INPUTS", "INPUT SIZE", "BLOB"), rows, right=(0, 3)))
+            for line in ordered.lines(lock, item, known, context.store):
+                click.echo(line)
             if locked.gpu:
                 from builder.cli.gpu import summary  # few images have GPUs
 
@@ -159,4 +162,5 @@ def _document(layer: Layer, built: BuiltLayer | None) -> dict[str, object]:
         "inputs": [{"name": name, "size": size} for name, size in plans.inputs(layer)],
         "size": _size(layer),
         "blob": {"digest": str(built.blob.digest), "size": built.blob.size} if built else None,
+        **({"first": ordered.files(layer)} if ordered.files(layer) else {}),
     }

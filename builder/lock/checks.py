@@ -63,6 +63,11 @@ def problems(lock: Lock) -> Iterator[str]:
         yield "$.soci: eStargz layers have no SOCI index"
     if lock.compression:
         yield from _compression_problems(lock.compression)
+    for order in lock.start.order if lock.start else ():
+        if not _SHA256.fullmatch(order.files) or order.count < 1:
+            yield f"$.start.order: {order.layer}: no sha256, or no number of files"
+    for name in _twice(order.layer for order in (lock.start.order if lock.start else ())):
+        yield f"$.start.order: {name} is there twice"
     for name in _twice(model.name for model in lock.models):
         yield f"the model {name} is locked twice"
     for model in lock.models:

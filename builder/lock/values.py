@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from builder.baseimage import LockedImage
 from builder.gpu.values import GpuContract
@@ -265,14 +265,31 @@ class LockedCompression:
         return {"zstd": spec.LAYER_ZSTD, "none": spec.LAYER}.get(self.kind, spec.LAYER_GZIP)
 
 
+@dataclass(frozen=True, order=True)
+class LockedOrder:
+    """What comes first in a layer: `layer` is the digest of the large wheel that it is made of, or `debian`, or `wheels` for the
+    other wheels. `files` is the digest of the paths of `count` files, sorted, each with a newline at its end."""
+
+    layer: str
+    files: str
+    count: int
+
+
 @dataclass(frozen=True)
 class LockedStart:
     """What the start of a container of `platform` reads, as rendered files: the ranges, whose source is the trace and whose
-    `template` is the digest of that, and before them the launcher of the number `launcher` that reads ahead (0: none)."""
+    `template` is the digest of that, and before them the launcher of the number `launcher` that reads ahead (0: none).
+    `order` is of layers in which what is read comes first."""
 
     platform: Platform
     launcher: int
     files: tuple[LockedTemplate, ...]
+    order: tuple[LockedOrder, ...] = ()
+
+    @property
+    def unordered(self) -> LockedStart:
+        """The same without an order."""
+        return replace(self, order=())
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,9 @@ class Engine:
         return [
             layer
             for layer in dict.fromkeys(layers)
-            if type(layer) in KINDS.values() and sum(file.size for file in plans.files(layer)) >= self.floor
+            if type(layer) in KINDS.values()
+            and not getattr(layer, "order", None)
+            and sum(file.size for file in plans.files(layer)) >= self.floor
         ]
 
     def __call__(self, layers: Sequence[Layer], span_size: int, store: Store, ensure: Ensure) -> None:

@@ -21,6 +21,7 @@ from builder.lock import (
     LockedNix,
     LockedPlatform,
     LockedPython,
+    LockedStart,
     LockedTemplate,
     LockedWheel,
     closure,
@@ -40,6 +41,7 @@ from builder.plan.values import (
     NixLayer,
     Plan,
     PlatformPlan,
+    StartOrder,
     SystemLayer,
     WheelLayer,
     files,
@@ -67,6 +69,7 @@ __all__ = [
     "files",
     "has_table",
     "inputs",
+    "is_large",
     "media_type",
     "nix_file",
     "plan",
@@ -113,6 +116,7 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
     if lock.start and lock.start.platform == locked.platform:
         reads = lock.start.files[-1]
         layers.append(_files("start", lock.format, (), lock.start.files, locked.image))
+        layers = [_ordered(layer, lock.start, reads) for layer in layers]
         if lock.start.launcher:
             config = replace(config, entrypoint=(lock.start.files[0].to, *config.entrypoint))
     if locked.gpu:
@@ -123,6 +127,25 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
     if lock.compression:
         layers = [_compressed(layer, lock.compression) for layer in layers]
     return PlatformPlan(locked.platform, tuple(layers), config, locked.image, told, reads)
+
+
+def _ordered(layer: Layer, start: LockedStart, reads: LockedTemplate) -> Layer:
+    """A layer with what a start reads first, where the lock says so: another one than that of all who have the same inputs."""
+    if not isinstance(layer, SystemLayer | WheelLayer):
+        return layer
+    name = "debian"
+    if isinstance(layer, WheelLayer):
+        name = layer.wheels[0].file.sha256 if is_large(layer) else "wheels"
+    found = next((order for order in start.order if order.layer == name), None)
+    if found is None:
+        return layer
+    key = Digest.of(spec.encode({"layer": str(layer.key), "first": found.files}))
+    return replace(layer, key=key, order=StartOrder(found, reads))
+
+
+def is_large(layer: WheelLayer) -> bool:
+    """Whether a layer is of one large wheel, and so the same in every image."""
+    return len(layer.wheels) == 1 and layer.wheels[0].file.size >= LARGE_WHEEL
 
 
 def _compressed(layer: Layer, compression: LockedCompression) -> Layer:

@@ -12,6 +12,7 @@ from builder.lock import (
     LockedLocal,
     LockedNixLink,
     LockedNixPath,
+    LockedOrder,
     LockedTemplate,
     LockedWheel,
     SociSettings,
@@ -22,6 +23,14 @@ from builder.oci.digest import Digest
 from builder.oci.spec import Platform
 
 NIX_ORIGIN = "nix"
+
+
+@dataclass(frozen=True)
+class StartOrder:
+    """What comes first in a layer: of the files that `reads` says a start reads, those that `locked` has the digest of."""
+
+    locked: LockedOrder
+    reads: LockedTemplate
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class SystemLayer:
     executable: str | None
     python: str | None
     compression: LockedCompression | None = None
+    order: StartOrder | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class WheelLayer:
     python: str
     bytecode: Bytecode | None
     compression: LockedCompression | None = None
+    order: StartOrder | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from builder.documents import field
 from builder.profile.forms import Duration, LocalPath
@@ -24,6 +25,18 @@ class Start:
         "a node that starts the image lazily. The entrypoint is started by it and keeps its process; needs the image's Python.",
         default=True,
     )
+    order: Literal["path", "own", "all"] | None = field(
+        doc="What comes first in layers. `path`, which is what happens if it is not said: nothing, files are in the order of their "
+        "paths. `own`: what the start reads, in the layers that are mixed for this image, of Debian packages and of small wheels. "
+        "`all`: in those of large wheels, too, which then are the same only in images whose start reads the same files of them.",
+        default=None,
+        example="own",
+    )
+
+    @property
+    def ordered(self) -> bool:
+        """Whether anything comes first in any layer."""
+        return self.order in ("own", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
