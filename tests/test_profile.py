@@ -111,7 +111,7 @@ def test_a_full_profile(tmp_path: Path) -> None:
             labels=(("org.opencontainers.image.title", "SDXL Turbo"),),
             stop_signal="SIGTERM",
         ),
-        start=Start(trace="sdxl-turbo.trace.json"),
+        start=Start(trace="sdxl-turbo.trace.json", order="own"),
         budget=Budget(total=Duration(20), pull=Duration(5), model=Duration(10)),
         publish=Publish(
             soci=Soci(
