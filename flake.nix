@@ -10,8 +10,9 @@
     {
       lib = {
         version = import ./nix/version.nix;
-        # The layers of a plan as derivations: `plan` is what `build` writes of a lock.
-        mkImage = plan: import ./nix/engine.nix { inherit plan; };
+        # The image of a plan, and its layers, as derivations: of what `build plan --format nix` prints, or of
+        # `{ plan = …; src = …; }` where the profile has files of its own: `src` is its folder.
+        mkImage = given: import ./nix/engine.nix (if builtins.isAttrs given && given ? plan then given else { plan = given; });
         # Layerwright itself, out of a nixpkgs.
         mkPackage = { pkgs }: import ./nix/package.nix { inherit pkgs; };
       };

@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from builder.base.tree import Tree
-from builder.fetch import Fetcher
 from builder.image import Assembled, BuiltLayer, Image
 from builder.layers.merge import CollisionError
 from builder.layers.tar import Kind
@@ -28,6 +27,12 @@ _MOST_PROCESSES = 4
 """Each takes tens of MiB; all of a build together stay below 200 MiB."""
 _WORTH_PROCESSES = 8 << 20
 """Below so many bytes of input, packing takes less time than starting processes for it."""
+
+
+class Fetcher(Protocol):
+    """Brings files of a lock into the store, checked."""
+
+    def ensure(self, files: Iterable[LockedFile]) -> None: ...
 
 
 Engine = Callable[[Sequence[Layer], int, Store, Callable[[Iterable[LockedFile]], None]], None]

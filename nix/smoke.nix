@@ -13,7 +13,7 @@ let
   image = lib.mkImage plan;
   text = builtins.toJSON {
     inherit (lib) version;
-    image = builtins.unsafeDiscardStringContext image.image.drvPath;
+    image = builtins.unsafeDiscardStringContext image.all.drvPath;
     layer = builtins.unsafeDiscardStringContext image.layers.key-smoke.drvPath;
   };
 in

@@ -36,8 +36,9 @@ FLOORS = (
     ("binaries", "coldstart", "models"),
     ("adaptive", "findings", "packing", "prefetch", "readahead", "sbom"),
     ("asked", "attach", "layercache", "own", "signing"),
-    ("nix", "papers"),
+    ("papers",),
     ("assemble", "copying", "differ", "examine", "publish", "resolve", "staleness", "verify"),
+    ("nix",),
     ("cli",),
 )
 """The modules and packages directly below `builder`, lowest first. A module imports from lower floors and, in a

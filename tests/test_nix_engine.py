@@ -19,7 +19,8 @@ from builder import lock as locks
 from builder import plan as plans
 from builder.errors import HostileInputError
 from builder.nix import inside, runtime
-from builder.nix.engine import name_of, safe, take
+from builder.nix.document import name_of, safe
+from builder.nix.engine import take
 from builder.nix.program import NixError
 from builder.oci.digest import Digest
 from builder.store import Store

@@ -14,10 +14,10 @@ from builder import plan as plans
 from builder.assemble import known_layers
 from builder.cli import ordered
 from builder.cli.context import Context
-from builder.cli.options import common, format_option, lock_option, profile_argument
+from builder.cli.options import common, lock_option, profile_argument
 from builder.cli.table import table
 from builder.cli.work import Work
-from builder.errors import CheckError
+from builder.errors import CheckError, UsageError
 from builder.image import BuiltLayer
 from builder.lock import Lock, LockedModel, LockedPlatform
 from builder.oci.digest import Digest
@@ -50,12 +50,37 @@ class FindingsError(CheckError):
 )
 @click.option("--minimal", is_flag=True, help="Say what could go from the image, and how large it is.")
 @lock_option
-@format_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "nix"]),
+    default="text",
+    show_default=True,
+    help="How to print it; `nix` is what `lib.mkImage` of the flake makes the image of, by Nix alone.",
+)
+@click.option("--nix-packer", metavar="PATH", help="With --format nix: the packer's store path, instead of adding it.")
 @common
-def plan(context: Context, profile: Path, findings: bool, minimal: bool, relock: bool, form: str) -> None:
+def plan(
+    context: Context,
+    profile: Path,
+    findings: bool,
+    minimal: bool,
+    relock: bool,
+    form: str,
+    nix_packer: str | None,
+) -> None:
     """Prints the plan of every platform."""
+    if form == "nix" and (findings or minimal):
+        raise UsageError("--format nix is the plan alone", hint="leave out --findings and --minimal")
+    if form != "nix" and nix_packer:
+        raise UsageError("--nix-packer: only Nix has such settings", hint="add --format nix")
     work = Work.open(context, profile)
     lock = work.current_lock(relock)
+    if form == "nix":
+        from builder.cli import nixplan  # what it imports takes long
+
+        click.echo(nixplan.text(work, lock, nix_packer))
+        return
     planned = plans.plan(lock)
     known = known_layers(planned, context.store)
     contracts = {item.platform: item.gpu for item in lock.platforms if item.gpu}

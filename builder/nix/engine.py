@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,8 @@ from builder import plan as plans
 from builder.errors import HostileInputError
 from builder.lock import LockedFile
 from builder.nix import runtime
-from builder.nix.inside import KINDS, encode, records
+from builder.nix.document import PREFIX, document_of, name_of
+from builder.nix.inside import KINDS, records
 from builder.nix.program import THREADS, UNSIGNED, LostError, Nix, NixError
 from builder.oci.digest import Digest
 from builder.parallel import Stop, for_each
@@ -23,9 +22,6 @@ from builder.store import Store, hash_of
 
 FLOOR = 1 << 20
 """Below so many bytes of inputs a layer is packed sooner than Nix is asked for it."""
-VERSION = 1
-_FORBIDDEN = re.compile(r"[^0-9A-Za-z+\-_?=.]+")
-_PREFIX = "key-"
 _REPAIR = "`nix-store --verify --check-contents --repair` mends a store, `nix-store --delete` has it built again"
 Ensure = Callable[[Iterable[LockedFile]], None]
 
@@ -94,11 +90,11 @@ class Engine:
         document = document_of("image", chosen, span_size, self.runtime(store))
         plan.write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
         file = ["-f", str(engine_file()), "--argstr", "plan", str(plan)]
-        attributes = ["image"] if image else [f"layers.{_PREFIX}{layer.key.hex}" for layer in chosen]
+        attributes = ["all"] if image else [f"layers.{PREFIX}{layer.key.hex}" for layer in chosen]
         asked = set(self.nix.missing([*file, *attributes, "--no-link"]))
         lacking = [layer for name, layer in names.items() if name in asked]
         if cached:
-            attributes = [f"layers.{_PREFIX}{layer.key.hex}" for layer in chosen if layer not in lacking]
+            attributes = [f"layers.{PREFIX}{layer.key.hex}" for layer in chosen if layer not in lacking]
             if not attributes:
                 return ()
         else:
@@ -174,36 +170,6 @@ def engine_file() -> Path:
     """Where `engine.nix` is: in an installed package beside this module, else at the top of the sources."""
     inside = Path(__file__).with_name("engine.nix")
     return inside if inside.is_file() else Path(__file__).parents[2] / "nix/engine.nix"
-
-
-def document_of(name: str, layers: Iterable[Layer], span_size: int, packer: str) -> dict[str, object]:
-    """What `engine.nix` reads: JSON."""
-    chosen = list(layers)
-    return {
-        "version": VERSION,
-        "name": safe(name),
-        "system": f"{platform.machine()}-linux",
-        "runtime": packer,
-        "files": {file.sha256: {} for layer in chosen for file in plans.files(layer)},
-        "layers": {
-            f"{_PREFIX}{layer.key.hex}": {
-                "name": name_of(layer),
-                "spec": encode(layer, span_size),
-                "files": list(dict.fromkeys(file.sha256 for file in plans.files(layer))),
-            }
-            for layer in chosen
-        },
-    }
-
-
-def name_of(layer: Layer) -> str:
-    """The name of a layer's derivation: its own, and of its key enough to tell it from others."""
-    return f"{safe(layer.name)}-{layer.key.hex[:8]}"
-
-
-def safe(name: str) -> str:
-    """A name without what Nix forbids in names."""
-    return _FORBIDDEN.sub("-", name).strip(".-")[:120] or "layer"
 
 
 def take(folder: Path, layers: Sequence[Layer], span_size: int, store: Store) -> Layer:

@@ -22,6 +22,7 @@ from builder.oci.digest import Digest
 from builder.packing import Folder, Packer, ztoc_key
 from builder.plan import Layer, LinksLayer, NixLayer, SystemLayer, WheelLayer, has_table, media_type
 from builder.soci import index
+from builder.sources import nar
 from builder.store import Store
 
 KINDS: Mapping[str, type[Any]] = {"links": LinksLayer, "nix": NixLayer, "system": SystemLayer, "wheels": WheelLayer}
@@ -79,15 +80,25 @@ def records(layer: Layer, blob: Digest, span_size: int) -> tuple[tuple[str, str]
 def _main() -> None:
     attributes = json.loads(Path(".attrs.json").read_bytes())
     out = Path(attributes["outputs"]["out"])
-    if "layers" in attributes:
+    if "archive" in attributes:
+        with out.open("wb") as file:
+            nar.write(Path(attributes["archive"]), file)
+        return
+    if "layers" in attributes and "lock" not in attributes:
         out.mkdir()
         for key, path in attributes["layers"].items():
             (out / key).symlink_to(path)
         return
     if Path("/usr").exists():  # no sandbox has that
         _refuse("it would be packed without a sandbox", "set `sandbox = true` in nix.conf of the machine that builds")
+    scratch = Path("store").absolute()
     try:
-        pack(attributes["spec"], [Path(path) for path in attributes["inputs"]], Path("store").absolute(), out)
+        if "lock" in attributes:
+            from builder.nix import gather
+
+            gather.image(attributes, scratch, out)
+        else:
+            pack(attributes["spec"], [Path(path) for path in attributes["inputs"]], scratch, out)
     except BuilderError as error:
         _refuse(str(error), error.hint)
 
