@@ -20,7 +20,7 @@ from typing import Protocol
 
 from urllib3.response import BaseHTTPResponse
 
-from builder.client import Patience, TransientError, redact
+from builder.client import ForbiddenThereError, Patience, TransientError, redact
 from builder.client.reading import blocks
 from builder.errors import FetchError
 from builder.parallel import Stop, for_each
@@ -28,6 +28,7 @@ from builder.parallel import Stop, for_each
 IN_PARTS_FROM = 32 << 20
 PART = 16 << 20
 _MAX_RESTARTS = 3
+_TRIES = 3
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -244,6 +245,7 @@ class _Attempt:
         """Fills one stretch of the file, going on where a connection broke."""
         patience = self._lane.client.patience(self._stop)
         stretch = _Stretch(start, end, whole=start == 0 and end == self._target.size)
+        sent_on = 0
         while True:
             before = stretch.reached
             try:
@@ -253,6 +255,10 @@ class _Attempt:
                 return
             except TransientError as error:
                 patience.failed(error, progressed=stretch.reached > before)
+            except ForbiddenThereError:
+                sent_on += 1  # an address that was signed for a short time, perhaps: there is a fresh one each time
+                if sent_on == _TRIES:
+                    raise
 
     def _receive(self, stretch: _Stretch) -> None:
         """Writes what one request gives for the rest of a stretch."""

@@ -503,7 +503,7 @@ def test_the_token_is_not_shown(hub: Hub, tmp_path: Path) -> None:
     means = of_hub(tmp_path, hub, HF_TOKEN=TOKEN)
     asker = hubs._Hub.of(means)
     assert asker.token == TOKEN
-    assert TOKEN not in repr(asker) + repr(asker.asking(means))
+    assert TOKEN not in repr(asker) + repr(asker.asking(means, "org/repo"))
 
 
 def test_a_hub_without_a_token(hub: Hub, tmp_path: Path) -> None:

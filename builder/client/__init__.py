@@ -28,7 +28,14 @@ from builder.client.addresses import (
     redact,
     web_address,
 )
-from builder.client.patience import NotFoundError, Patience, RefusedError, TransientError
+from builder.client.patience import (
+    ForbiddenError,
+    ForbiddenThereError,
+    NotFoundError,
+    Patience,
+    RefusedError,
+    TransientError,
+)
 from builder.client.sending import Slice, equip, open_some
 from builder.errors import FetchError
 from builder.parallel import Stop
@@ -39,11 +46,14 @@ __all__ = [
     "Answer",
     "Body",
     "Client",
+    "ForbiddenError",
+    "ForbiddenThereError",
     "NotFoundError",
     "Patience",
     "RefusedError",
     "Slice",
     "TransientError",
+    "body",
     "file_of",
     "is_local",
     "joined",
@@ -86,11 +96,11 @@ class Answer:
 
     def body(self, limit: int) -> bytes:
         """The whole body; raises `FetchError` if it has more than `limit` bytes."""
-        return _body(self.response, self.url, limit)
+        return body(self.response, self.url, limit)
 
     def check(self) -> None:
-        """Raises `TransientError`, `NotFoundError` or `FetchError` unless it is 200 or 206."""
-        _check_status(self.response, self.url)
+        """Raises `TransientError`, `NotFoundError`, `ForbiddenError` or `FetchError` unless it is 200 or 206."""
+        _check_status(self.response, self.url, ForbiddenError if self.own else ForbiddenThereError)
 
 
 class Client:
@@ -112,7 +122,7 @@ class Client:
 
         def attempt() -> bytes:
             with self.open(url, headers) as response:
-                return _body(response, url, limit)
+                return body(response, url, limit)
 
         return self.retrying(attempt, Stop())
 
@@ -284,7 +294,8 @@ def _read_file(url: str, limit: int) -> bytes:
     return data
 
 
-def _body(response: BaseHTTPResponse, url: str, limit: int) -> bytes:
+def body(response: BaseHTTPResponse, url: str, limit: int) -> bytes:
+    """All of an answer's body; raises `FetchError` if it has more than `limit` bytes. `url` is for the error."""
     # some caches compress although they were asked not to; a .gz file served "with gzip encoding" is meant as it is
     decode = not urlsplit(url).path.endswith(_PACKED)
     data = bytearray()
@@ -295,7 +306,7 @@ def _body(response: BaseHTTPResponse, url: str, limit: int) -> bytes:
     return bytes(data)
 
 
-def _check_status(response: BaseHTTPResponse, url: str) -> None:
+def _check_status(response: BaseHTTPResponse, url: str, forbidden: type[ForbiddenError]) -> None:
     status = response.status
     if status in (200, 206):
         return
@@ -305,7 +316,7 @@ def _check_status(response: BaseHTTPResponse, url: str) -> None:
     if status in (404, 410):
         raise NotFoundError(shown)
     if status in (401, 403, 407):
-        raise FetchError(shown, hint="check the user and password of that address in your configuration")
+        raise forbidden(shown)
     raise FetchError(shown)
 
 

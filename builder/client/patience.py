@@ -18,6 +18,18 @@ class NotFoundError(FetchError):
     """The place says that it does not have it: the next one may."""
 
 
+class ForbiddenError(FetchError):
+    """The place gives it to others only, or wants to know who asks."""
+
+    hint = "check the user and password of that address in your configuration"
+
+
+class ForbiddenThereError(ForbiddenError):
+    """The address that a server redirects to is refused: it may have expired, and the server will name another one."""
+
+    hint = "the server sends there, and no credentials were sent along: try again later, or ask whoever runs the server"
+
+
 class TransientError(FetchError):
     """The place may answer better when asked again, at the earliest after `retry_after` seconds if that is known."""
 

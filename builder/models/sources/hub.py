@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from builder.client import NotFoundError, redact
+from builder.client import ForbiddenError, ForbiddenThereError, NotFoundError, body, redact
 from builder.errors import BuilderError, FetchError
 from builder.lock import LockedFile, LockedModel, LockedModelFile
 from builder.models.sources import Collected, Means, Wanted
 from builder.models.sources.selection import select
 from builder.models.sources.web import Asking
 from builder.models.values import LocalModelFile
+from builder.parallel import Stop
 
 ORIGIN = "hf"
 _FORM = re.compile(r"hf://([^/@]+/[^/@]+)@(.+)")
@@ -45,15 +47,38 @@ class _Hub:
     def url(self, repository: str, commit: str, path: str) -> str:
         return f"{self.endpoint}/{repository}/resolve/{commit}/{quote(path)}"
 
-    def asking(self, means: Means) -> Asking:
+    def asking(self, means: Means, repository: str) -> Asking:
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
-        return Asking(means.client, self.endpoint, headers)
+        return _Asking(means.client, self.endpoint, headers, f"{redact(self.endpoint)}/{repository}", bool(self.token))
 
     def urls(self, file: LockedFile) -> list[str]:
         """Where a locked file is: its path is REPOSITORY@COMMIT/PATH."""
         repository, _, rest = file.path.partition("@")
         commit, _, path = rest.partition("/")
         return [self.url(repository, commit, path)]
+
+
+@dataclass(frozen=True)
+class _Asking(Asking):
+    """Says where access to a repository is asked for."""
+
+    page: str
+    known: bool
+
+    @contextmanager
+    def open(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
+        """As the client does."""
+        try:
+            with super().open(url, headers) as response:
+                yield response
+        except ForbiddenThereError:
+            raise
+        except ForbiddenError as error:
+            whom = "the user of HF_TOKEN" if self.known else "anybody without a token"
+            raise FetchError(
+                f"{error}: the repository is gated or private, and not for {whom}",
+                hint=f"ask for access at {self.page}, and set HF_TOKEN to a token that may read it",
+            ) from error
 
 
 def collect(text: str, wanted: Wanted, means: Means) -> Collected:
@@ -67,7 +92,7 @@ def collect(text: str, wanted: Wanted, means: Means) -> Collected:
     locked = [
         LockedFile(ORIGIN, f"{repository}@{commit}/{path}", file.sha256, file.size) for path, file in large.items()
     ]
-    means.fetcher(hub, hub.asking(means)).ensure(locked)
+    means.fetcher(hub, hub.asking(means, repository)).ensure(locked)
     files = [large.get(path) or _plain(hub, repository, commit, path, siblings[path], means) for path in paths]
     return Collected(f"hf://{repository}@{commit}", tuple(map(means.stored, files)))
 
@@ -76,7 +101,7 @@ def bring(text: str, locked: LockedModel, files: Sequence[LockedModelFile], mean
     """The files of the locked commit."""
     repository, commit = parse(locked.source)
     hub = _Hub.of(means)
-    means.fetcher(hub, hub.asking(means)).ensure(
+    means.fetcher(hub, hub.asking(means, repository)).ensure(
         LockedFile(ORIGIN, f"{repository}@{commit}/{file.path}", file.sha256, file.size) for file in files
     )
     return tuple(map(means.stored, files))
@@ -147,8 +172,13 @@ def _in_lfs(item: Any, path: str) -> LockedModelFile | None:
 
 def _plain(hub: _Hub, repository: str, commit: str, path: str, item: Any, means: Means) -> LockedModelFile:
     """A small file, whose git digest the hub says."""
-    headers = dict(hub.asking(means).headers)
-    data = means.client.get(hub.url(repository, commit, path), headers=headers, limit=_MAX_PLAIN)
+    url, asking = hub.url(repository, commit, path), hub.asking(means, repository)
+
+    def attempt() -> bytes:
+        with asking.open(url) as response:
+            return body(response, url, _MAX_PLAIN)
+
+    data = means.client.retrying(attempt, Stop())
     git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     if item.blob_id is not None and item.blob_id != git:
         raise FetchError(f"{repository}@{commit}: {path!r} has other bytes than the commit says")
