@@ -72,8 +72,14 @@ class Running:
         """Raises `ToolError` with the end of its log if it has ended."""
         status = self.status()
         if status is not None:
-            tail = self.log.read_bytes()[-_TAIL:].decode(errors="replace").strip()
-            raise ToolError(f"{self.name} ended with status {status}: {tail or 'it printed nothing'}", output=tail)
+            raise ToolError(
+                f"{self.name} ended with status {status}: {self.tail or 'it printed nothing'}", output=self.tail
+            )
+
+    @property
+    def tail(self) -> str:
+        """The end of its log."""
+        return self.log.read_bytes()[-_TAIL:].decode(errors="replace").strip()
 
 
 @contextmanager

@@ -172,5 +172,8 @@ def _wait(there: Callable[[], bool], running: Sequence[Running]) -> None:
         for daemon in running:
             daemon.check()
         if time.monotonic() > until:
-            raise ToolError(f"{running[-1].name}: no answer in {_START:g} s", hint=f"see its log, {running[-1].log}")
+            tail = running[-1].tail  # its log goes with its state
+            raise ToolError(
+                f"{running[-1].name}: no answer in {_START:g} s: {tail or 'it printed nothing'}", output=tail
+            )
         time.sleep(_POLL)

@@ -33,6 +33,7 @@ def state(parent: Path) -> Iterator[Path]:
 
     Its name is that of containerd's namespace, too, by which the cgroups of its containers are known.
     """
+    parent = parent.resolve()  # containerd takes no relative path, and the kernel tells no other
     folder = parent / f"layerwright-{os.getpid()}-{time.monotonic_ns():x}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def state(parent: Path) -> Iterator[Path]:
 def sweep(parent: Path) -> list[Path]:
     """Clears away what killed starts left below `parent`; the folders that were."""
     cleared = []
-    for path in sorted(parent.glob(f"layerwright-*{_LOCK}")):
+    for path in sorted(parent.resolve().glob(f"layerwright-*{_LOCK}")):
         folder = path.with_name(path.name.removesuffix(_LOCK))
         with path.open() as lock, suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
