@@ -17,7 +17,7 @@ import click
 from builder import process
 from builder.cli.context import Context
 from builder.cli.work import platform_name
-from builder.coldstart import measure, state, tools
+from builder.coldstart import measure, nodes, state, tools
 from builder.coldstart.gateway import Gateway
 from builder.coldstart.images import Blobs, Startable, look, sizes_of
 from builder.coldstart.measure import Means, Model, StartError, Wanted
@@ -53,6 +53,7 @@ class Options:
     folder: Path
     models: tuple[tuple[str, str], ...] = ()
     post: tuple[str, Path] | None = None
+    settings: Path | None = None
 
 
 def _ready(_: click.Context, __: click.Parameter, value: str) -> Ready:
@@ -92,6 +93,14 @@ _OPTIONS = (
         metavar="URL FILE",
         help="Once it has started, post FILE to URL: the start ends with the answer.",
     ),
+    click.option(
+        "--node-config",
+        "settings",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=None,
+        metavar="FILE",
+        help="Settings of the snapshotter as nodes have them, in TOML, instead of those of measurements.",
+    ),
     click.option("--platform", default=None, help="The platform to start.  [default: that of this machine]"),
     click.option(
         "--state",
@@ -129,6 +138,7 @@ class Starter:
     image: Startable
     wanted: Wanted
     models: Mapping[str, tuple[Source, Blobs]] = field(default_factory=dict)
+    settings: Mapping[str, Any] | None = None
 
     @classmethod
     def prepare(cls, context: Context, options: Options, snapshotter: Snapshotter) -> Starter:
@@ -137,6 +147,7 @@ class Starter:
             raise UsageError("mounting layers needs root", hint="run it as root: sudo build ...")
         found = tools.find(context.environ, snapshotter)
         variables = tuple(_variable(text) for text in options.env)
+        settings = nodes.read(options.settings) if options.settings else None
         models = tuple(_model(number, *named, context) for number, named in enumerate(options.models))
         post = _posted(*options.post) if options.post else None
         source, reference = open_source(options.ref, context)
@@ -158,20 +169,32 @@ class Starter:
         for left in state.sweep(options.folder):
             context.progress.note(f"{left}: left by a start that was killed; cleared away")
         served = {model.repository: (source, blobs) for model, source, blobs in models}
-        return cls(context, options.folder, snapshotter, found, source, image, wanted, served)
+        return cls(context, options.folder, snapshotter, found, source, image, wanted, served, settings)
 
     @contextmanager
     def stack(self, *, watched: bool = False) -> Iterator[tuple[Stack, Gateway]]:
         """A stack that has nothing, and the registry that it sees."""
-        environ = self.context.environ
-        with (
-            state.state(self.folder) as place,
-            Gateway(self.source, Blobs(self.source, self.image.sizes), self.models) as gateway,
-            stack(
-                place, self.tools, self.snapshotter, gateway.address, self.wanted.platform, environ, watched=watched
-            ) as running,
-        ):
-            yield running, gateway
+        with state.state(self.folder) as place:
+            environ, tls = dict(self.context.environ), None
+            if nodes.is_parallel(self.settings):
+                from builder.coldstart.encrypted import certified  # few measure that
+
+                tls, certificate = certified(place)
+                environ["SSL_CERT_FILE"] = str(certificate)
+            with (
+                Gateway(self.source, Blobs(self.source, self.image.sizes), self.models, tls) as gateway,
+                stack(
+                    place,
+                    self.tools,
+                    self.snapshotter,
+                    gateway.address,
+                    self.wanted.platform,
+                    environ,
+                    watched=watched,
+                    settings=self.settings,
+                ) as running,
+            ):
+                yield running, gateway
 
     def mount(self, running: Stack, gateway: Gateway) -> None:
         """The image is there, mounted, and nothing of it has run (`measure.mount`)."""

@@ -9,6 +9,7 @@ Manifests and small requests: distribution-spec 1.1; blobs by ranges (RFC 9110 Â
 from __future__ import annotations
 
 import re
+import ssl
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Protocol
+from typing import Any, Protocol
 
 from builder.errors import BuilderError
 from builder.oci import spec
@@ -30,6 +31,8 @@ _PATH = re.compile(r"/v2/([a-z0-9-]{1,100})/(manifests|blobs|referrers)/([^/?]+)
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _RANGES = re.compile(r"bytes=\d+-\d+(,\d+-\d+){1,999}")
 _BOUNDARY = "b3f1c0d86a5e4e7f"
+_PEEK = 0x2  # MSG_PEEK
+_HANDSHAKE = b"\x16"  # what TLS begins with (RFC 8446, section 5.1)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -63,14 +66,24 @@ class Blobs(Protocol):
 
 
 class Gateway:
-    """Serves `source` on the loopback while its `with` block lasts, as the repository `NAME`, and `others` by their own names."""
+    """Serves `source` on the loopback while its `with` block lasts, as the repository `NAME`, and `others` by their own names.
 
-    def __init__(self, source: Source, blobs: Blobs, others: Mapping[str, tuple[Source, Blobs]] | None = None) -> None:
+    With `tls`, whoever begins to encrypt is answered so, on the same port.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        blobs: Blobs,
+        others: Mapping[str, tuple[Source, Blobs]] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._served = {NAME: (source, blobs), **(others or {})}
         self._guard = threading.Lock()
         self._requests: list[Request] = []
         self._failures: list[BuilderError] = []
         self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._server.tls = tls
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def __enter__(self) -> Gateway:
@@ -135,6 +148,14 @@ class Gateway:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    tls: ssl.SSLContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self.tls is None or request.recv(1, _PEEK) != _HANDSHAKE:
+            super().finish_request(request, client_address)
+            return
+        with self.tls.wrap_socket(request, server_side=True) as encrypted:
+            super().finish_request(encrypted, client_address)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A node that is ended in mid-request hangs up, and that is no news."""

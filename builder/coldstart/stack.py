@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from builder import process
+from builder.coldstart import nodes
 from builder.coldstart.tools import LAZY, Snapshotter, Tools
 from builder.errors import ToolError
 from builder.process import Running
@@ -117,10 +119,12 @@ def stack(
     environ: Mapping[str, str],
     *,
     watched: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Stack]:
     """A stack in the new folder `folder`, whose nodes find the image at `registry` (host and port, without encryption).
 
-    `watched`: the snapshotter logs the path of every file that is opened or read, which takes time.
+    `watched`: the snapshotter logs the path of every file that is opened or read, which takes time. `settings` are those of
+    nodes, which are to be measured instead of ours.
     """
     lazy = snapshotter if snapshotter in LAZY else "soci"
     socket, kept, log = folder / f"{lazy}.sock", folder / lazy, folder / f"{lazy}.log"
@@ -139,7 +143,7 @@ def stack(
     }
     quoted = {name: json.dumps(str(value)) for name, value in values.items()} | {"watched": json.dumps(watched)}
     (folder / "containerd.toml").write_text(_CONTAINERD.format(**quoted))
-    (folder / f"{lazy}.toml").write_text(_SETTINGS[lazy].format(**quoted))
+    (folder / f"{lazy}.toml").write_text(nodes.laid_over(_SETTINGS[lazy].format(**quoted), settings))
     env = {**environ, "PATH": tools.path}
     with ExitStack() as daemons:
         running = []

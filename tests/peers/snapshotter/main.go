@@ -26,6 +26,7 @@ import (
 	"github.com/awslabs/soci-snapshotter/ztoc"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/contrib/snapshotservice"
+	"github.com/containerd/containerd/namespaces"
 	"github.com/containerd/log"
 	metrics "github.com/docker/go-metrics"
 	bolt "go.etcd.io/bbolt"
@@ -78,7 +79,7 @@ func run(address, file, root, level string) error {
 		}
 		go func() { _ = http.Serve(metricsListener, metrics.Handler()) }()
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.UnaryInterceptor(inNamespace))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(snapshotter))
 	listener, err := net.Listen("unix", address)
 	if err != nil {
@@ -89,6 +90,14 @@ func run(address, file, root, level string) error {
 		server.GracefulStop()
 	}()
 	return server.Serve(listener)
+}
+
+// A call's namespace is passed on to containerd, whose content the parallel pull reads.
+func inNamespace(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	if name, ok := namespaces.Namespace(ctx); ok {
+		ctx = namespaces.WithNamespace(ctx, name)
+	}
+	return handle(ctx, request)
 }
 
 // The tables of contents of all layers lie in one file, as `metadata_store = "db"` says.
