@@ -268,8 +268,7 @@ def test_a_daemon_that_dies_is_named(victim: str, real: Real, folder: Path, path
         (place,) = until(lambda: [item for item in folder.iterdir() if item.is_dir()])
         until(lambda: any("time.sleep" in words for words in lines(place)))
         for pid in state.processes(place):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if Path(os.fsdecode(words[0])).name == victim:
+            if Path(line(pid).split("\0")[0]).name == victim:
                 os.kill(pid, signal.SIGKILL)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -279,7 +278,14 @@ def test_a_daemon_that_dies_is_named(victim: str, real: Real, folder: Path, path
 
 
 def lines(place: Path) -> list[str]:
-    return [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in state.processes(place)]
+    return [line(pid) for pid in state.processes(place)]
+
+
+def line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return ""
 
 
 def until(there: Any) -> Any:

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from builder.store import locks
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ELOOP})
 _READ = 4 << 20
+_ROUNDS, _ROUND = 20, 0.02
+"""How often what an interrupted process leaves is looked for, and how many seconds lie between."""
 _OURS = f"{os.urandom(4).hex()}-"
 """How the names of temporary files of this process, and of those that it forks, begin."""
 WORKSPACE = ".d"
@@ -117,9 +120,14 @@ class Store:
 
     def abandon(self) -> None:
         """Removes all temporary files of this process: it was interrupted, maybe between making one and knowing of it."""
-        with suppress(OSError):
-            for path in list((self.root / "tmp").glob(f"{_OURS}*")):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for _ in range(_ROUNDS):  # a program that we started may be ending, and still write
+            with suppress(OSError):
+                paths = list((self.root / "tmp").glob(f"{_OURS}*"))
+                if not paths:
+                    return
+                for path in paths:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            time.sleep(_ROUND)
 
     def adopt(self, path: Path, digest: Digest) -> None:
         """A finished file of this store's file system appears under its digest, and no longer under `path`.
