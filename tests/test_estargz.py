@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -27,12 +28,15 @@ from world import PROFILE, World, run, write_project
 
 from builder import lock as locks
 from builder.errors import HostileInputError
-from builder.layers import chunked, estargz
+from builder.layers import chunked, estargz, tablecheck, tar
 from builder.layers.estargz import pack
 from builder.layers.pack import PackedLayer
+from builder.layers.tablecheck import TableCheck, TableFault
 from builder.layers.tar import Entry, Inline, Kind, Region
+from builder.layers.untar import TarReader
 from builder.lock import LockedCompression, SociSettings, checks
 from builder.oci.digest import Digest
+from builder.oci.lazy import TOC_DIGEST
 
 KIB, MIB = 1 << 10, 1 << 20
 CHUNK = 64 * KIB
@@ -280,6 +284,166 @@ def test_damaged_streams(tmp_path_factory: pytest.TempPathFactory, name: str, ed
     assert Digest.of(gzip.decompress(blob.read_bytes())) == result.diff_id
 
 
+# What checks a table against its layer.
+
+
+def checked(blob: Path, toc: Digest) -> list[TableFault]:
+    check = TableCheck(toc)
+    with blob.open("rb") as file, TarReader(file, check) as reader:
+        while member := reader.next():
+            check.member(member.entry, len(member.header))
+            for piece in reader.content():
+                check.content(piece)
+    check.finish()
+    return check.faults
+
+
+@pytest.mark.parametrize(("chunk", "least"), [(0, 0), (50_000, 0), (50_000, 200_000), (0, 10_000_000)])
+def test_layers_of_others_are_right(chunk: int, least: int, tmp_path: Path) -> None:
+    """Those that the library itself makes."""
+    with tarfile.open(tmp_path / "tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for number, (_, data) in enumerate(list(STREAMS.values())[::5]):
+            info = tarfile.TarInfo(f"./d/{number:03}")
+            info.size, info.mtime, info.mode, info.uid = len(data), 1.7 if number % 2 else 0, 0o640, number
+            info.pax_headers = {"SCHILY.xattr.user.x": "ü"} if number == 4 else {}
+            tar.addfile(info, io.BytesIO(data))
+        for name, kind, link in (
+            ("d/l", tarfile.SYMTYPE, "x"),
+            ("d/h", tarfile.LNKTYPE, "./d/000"),
+            ("d/e", tarfile.DIRTYPE, ""),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, link
+            tar.addfile(info)
+    judge = judges.require("containerd-stargz-grpc")
+    command = (judge, "make", tmp_path / "tar", tmp_path / "blob", str(chunk), str(least))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert checked(tmp_path / "blob", Digest.parse(done.stdout.strip())) == []
+
+
+@pytest.fixture(scope="module")
+def layer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A layer of a few files, and its table."""
+    folder = tmp_path_factory.mktemp("table")
+    spool = Spool(folder / "spool")
+    entries = [
+        Entry("d", Kind.DIR, 0o755),
+        Entry("d/large", content=spool.member(deflated(prose(4 * CHUNK)), prose(4 * CHUNK))),
+        Entry("d/link", Kind.SYMLINK, 0o777, linkname="large"),
+        Entry("d/small", uid=3, content=Inline(b"small" * 9)),
+    ]
+    result = pack(entries, folder / "layer.gz", chunk_size=CHUNK)
+    assert result.table
+    assert checked(folder / "layer.gz", result.table) == []
+    raw = (folder / "layer.gz").read_bytes()
+    return folder / "layer.gz", {"version": 1, "entries": rows(raw)[0]}
+
+
+def retold(raw: bytes, table: bytes, name: str = estargz.TOC) -> bytes:
+    """The same layer with another table."""
+    at = int(raw[-35:-19], 16)
+    head = tar.header(Entry(name, content=Inline(table)))
+    member = gzip.compress(head + table + tar.padding(len(table)) + tar.END, mtime=0)
+    return raw[:at] + member + raw[-51:]
+
+
+def rowwise(number: int, **changes: Any) -> Any:
+    def change(table: dict[str, Any]) -> None:
+        table["entries"][number] = {**table["entries"][number], **changes}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (rowwise(1, mode=0o700), "d/"),
+        (rowwise(1, name="e"), "e"),
+        (rowwise(2, size=5), "d/large"),
+        (rowwise(2, digest=str(Digest.of(b""))), "d/large"),
+        (rowwise(2, offset=77), "d/large"),
+        (rowwise(3, chunkDigest=str(Digest.of(b""))), "d/large"),
+        (rowwise(3, chunkOffset=1), "d/large"),
+        (rowwise(3, chunkSize=1), "d/large"),
+        (rowwise(-2, linkName="/etc/passwd"), "d/link"),
+        (rowwise(-1, uid=0), "d/small"),
+        (rowwise(-1, type="dir"), "d/small"),
+        (rowwise(-1, xattrs={"security.capability": "AQAAAg=="}), "d/small"),
+        (rowwise(-1, modtime="2001-01-01T00:00:00Z"), "d/small"),
+        (lambda table: table["entries"].append(table["entries"][-1]), "d/small"),
+        (lambda table: table["entries"].pop(), None),
+        (lambda table: table["entries"].pop(1), "d/large"),
+    ],
+)
+def test_tables_that_lie(change: Any, path: str | None, layer: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """The manifest may name such a table: what it says is compared all the same."""
+    raw, table = layer[0].read_bytes(), layer[1]
+    lie = json.loads(json.dumps(table))
+    change(lie)
+    data = json.dumps(lie).encode()
+    (tmp_path / "blob").write_bytes(retold(raw, data))
+    (fault,) = checked(tmp_path / "blob", Digest.of(data))
+    assert fault.path == path
+    assert "table" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "cannot be read"),
+        (b"{}", "cannot be read"),
+        (b'{"version":2,"entries":[]}', "cannot be read"),
+        (b'{"version":1,"entries":[', "cannot be read"),
+        (b'{"version":1,"entries":[3]}', "cannot be read"),
+        (b'{"version":1,"entries":[' + b"[" * 100_000, "cannot be read"),
+        (b'{"version":1,"entries":[{"type":"chunk","name":"x"}]}', "cannot be read"),
+        (b'{"version":1,"entries":[{"type":"reg","name":"x","size":"y"}]}', "cannot be read"),
+        (b'{"version":1,"entries":[{"type":"dir","name":"x","modtime":"soon"}]}', "cannot be read"),
+        (b'{"version":1,"entries":[{"type":"dir","name":"x","Mode":511}]}', "'Mode'"),
+        (
+            b'{"version":1,"entries":[{"type":"dir","name":"x","modtime":"9999-12-31T23:59:59-14:00"}]}',
+            "cannot be read",
+        ),
+        (b'{"version":1,"entries":[]}', "ends before"),
+        (b"\xff", "cannot be read"),
+        (bytes(tablecheck.MAX_TABLE + 1), "more than"),
+    ],
+)
+def test_what_is_no_table(data: bytes, words: str, layer: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(retold(layer[0].read_bytes(), data))
+    (fault,) = checked(tmp_path / "blob", Digest.of(data))
+    assert words in fault.message
+
+
+def test_tables_that_are_not_where_they_should_be(layer: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    raw, table = layer[0].read_bytes(), layer[1]
+    data = json.dumps(table).encode()
+    blob = tmp_path / "blob"
+    blob.write_bytes(retold(raw, data, "index.json"))
+    assert "there is no table" in checked(blob, Digest.of(data))[0].message
+    blob.write_bytes(retold(raw, data))
+    assert "has the digest" in checked(blob, Digest.of(b""))[0].message
+    for footer in (estargz._footer(5), gzip.compress(b""), b""):
+        blob.write_bytes(retold(raw, data)[:-51] + footer)
+        assert "do not tell" in checked(blob, Digest.of(data))[0].message
+    flood = gzip.compress(b"", mtime=0) * 20_000  # members that hold nothing
+    blob.write_bytes(flood + raw)
+    assert len(checked(blob, Digest.of(json.dumps(table, separators=(",", ":")).encode()))) == 2
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
+@given(edits=st.lists(EDITS, min_size=1, max_size=3))
+def test_damaged_tables(edits: Any, layer: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Whatever stands there is told as a fault; a table that says the same in other bytes is right."""
+    raw, table = layer[0].read_bytes(), layer[1]
+    data = edited(json.dumps(table).encode(), edits)
+    (tmp_path / "blob").write_bytes(retold(raw, data))
+    faults = checked(tmp_path / "blob", Digest.of(data))
+    with contextlib.suppress(ValueError):
+        assert not faults or json.loads(data) != table or data != json.dumps(table).encode()
+    assert all(isinstance(fault.message, str) for fault in faults)
+
+
 # Images of such layers.
 
 SMALL = PROFILE.replace("  soci: {span-size: 256KiB, min-layer-size: 1MiB}", "  lazy: estargz")
@@ -307,7 +471,7 @@ def test_an_image(image: tuple[Path, Layout, dict[str, Any]], world: World, smal
     for layer in manifest["layers"]:
         assert layer["mediaType"].endswith("tar+gzip")
         blob = layout.path(Digest.parse(layer["digest"]))
-        files |= judged(blob, Digest.parse(layer["annotations"][estargz.TOC_DIGEST]))
+        files |= judged(blob, Digest.parse(layer["annotations"][TOC_DIGEST]))
         assert int(layer["annotations"][estargz.UNCOMPRESSED_SIZE]) == len(gzip.decompress(blob.read_bytes()))
     assert files["/app/big.bin"]["digest"] == str(Digest.of(BIG))
     assert files["/app/big.bin"]["chunks"] == 4

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.errors import HostileInputError
-from builder.layers.estargz import TOC_DIGEST
 from builder.oci.content import MAX_MANIFEST, Source
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
+from builder.oci.lazy import TOC_DIGEST
 from builder.oci.spec import Descriptor
 from builder.registry import Repository
 

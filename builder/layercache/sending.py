@@ -9,9 +9,9 @@ from pathlib import Path
 from builder.layercache import entry
 from builder.layercache.entry import LISTING_TYPE, CachedZtoc, Record, tag_of
 from builder.layercache.keys import SecretKey
-from builder.layers.estargz import TOC_DIGEST
 from builder.lock import SociSettings
 from builder.oci.digest import Digest
+from builder.oci.lazy import TOC_DIGEST
 from builder.oci.spec import Descriptor
 from builder.packing import Folder, Packer
 from builder.plan import Layer, WheelLayer

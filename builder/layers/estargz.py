@@ -23,6 +23,7 @@ from builder.layers.pack import PackedLayer, Sources, check
 from builder.layers.spans import LayerSpans
 from builder.layers.tar import Entry, Inline, Kind, Region
 from builder.oci.digest import Digest
+from builder.oci.lazy import TOC_DIGEST
 
 RULES = "1"
 """The number of the rules that turn entries into an eStargz layer; locks have it as text."""
@@ -32,8 +33,6 @@ PREFETCH, NO_PREFETCH = ".prefetch.landmark", ".no.prefetch.landmark"
 RESERVED = frozenset({TOC, PREFETCH, NO_PREFETCH})
 """Files in the root of a layer that the format has for itself."""
 
-TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
-"""The annotation of a layer's descriptor that names the digest of its table."""
 UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"
 """The annotation of a layer's descriptor that tells the size of its tar, for containers/storage."""
 

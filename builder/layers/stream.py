@@ -46,6 +46,13 @@ class Witness(Protocol):
         """
 
 
+class MemberWitness(Witness, Protocol):
+    """A witness that is told of gzip members, too."""
+
+    def begins(self, offset: int, out_offset: int) -> None:
+        """A member begins at `offset` of the blob, and what it holds at `out_offset` of the tar."""
+
+
 @dataclass(frozen=True)
 class Figures:
     """What a whole layer was found to be: size of its blob, digest and size of its tar.
@@ -63,9 +70,10 @@ class Figures:
 class LayerStream:
     """The tar of a blob, in order. A context manager; `piece` until it is empty, then `figures`."""
 
-    def __init__(self, blob: BinaryIO, witness: Witness | None = None) -> None:
+    def __init__(self, blob: BinaryIO, witness: Witness | MemberWitness | None = None) -> None:
         self._blob = blob
         self._witness = witness
+        self._begins: Callable[[int, int], None] | None = getattr(witness, "begins", None)
         self._crc32 = engine().crc32
         self._tar = hashlib.sha256()
         self._crc = 0
@@ -243,6 +251,7 @@ class LayerStream:
         """Reads a member's header (RFC 1952); False at the end of the blob."""
         if self._begin == self._end and not self._fill():
             return False
+        start = self._base + self._begin
         head = self._take(10)
         if head[:2] != b"\x1f\x8b":
             raise LayerError("something that is no gzip member follows the compressed data")
@@ -258,6 +267,8 @@ class LayerStream:
         inflate.reset()
         self._crc = self._member_size = 0
         self._inside = True
+        if self._begins:
+            self._begins(start, self._size + self._at - WINDOW)
         self._boundary(0)
         return True
 

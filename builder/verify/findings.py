@@ -23,6 +23,7 @@ class Kind(StrEnum):
     LAYER = "layer"  # the right bytes, and yet no tar
     DIFF_ID = "diff_id"
     SOCI = "soci"  # the index or a ztoc does not fit the image
+    TABLE = "table"  # of an eStargz layer, which does not fit it
     MODEL = "model"  # one that the image names is not what it says
     LOCK = "lock"  # it cannot have been made from this lock
     PLATFORM = "platform"

@@ -14,9 +14,11 @@ from typing import Any
 
 from builder.errors import BuilderError
 from builder.layers.stream import Figures, LayerError
+from builder.layers.tablecheck import TableCheck
 from builder.layers.untar import TarReader
 from builder.oci.content import Source
 from builder.oci.digest import Digest
+from builder.oci.lazy import TOC_DIGEST
 from builder.oci.published import (
     ImageError,
     PublishedImage,
@@ -226,7 +228,8 @@ def _layer(source: Source, work: _Work, task: Task, stop: Stop) -> None:
         check = ZtocCheck(ztoc) if ztoc else None
         if work.prefetch and (wrong := work.report.attempt(Kind.SOCI, prefetched.wrong, source, work.prefetch, ztoc)):
             work.report.add(Kind.SOCI, wrong, **work.where)
-        read = _read_layer(source, work, check, task, stop)
+        table = _table(work, check)
+        read = _read_layer(source, work, check, table, task, stop)
         if read is None:
             return
         figures, members = read
@@ -236,30 +239,50 @@ def _layer(source: Source, work: _Work, task: Task, stop: Stop) -> None:
             work.report.add(Kind.DIFF_ID, message, **work.where)
         for fault in check.faults if check else ():
             work.report.add(Kind.SOCI, f"its ztoc: {fault.wrong}: {fault.message}", **work.where, path=fault.path)
+        for wrong in table.faults if table else ():
+            work.report.add(Kind.TABLE, wrong.message, **work.where, path=wrong.path)
         spans, name = len(ztoc.checkpoints) if ztoc else 0, work.image.names[work.number - 1]
         work.verified = VerifiedLayer(name, work.layer.digest, work.layer.size, figures.tar_size, members, spans)
 
 
+def _table(work: _Work, check: ZtocCheck | None) -> TableCheck | None:
+    """What checks the table of an eStargz layer, if the manifest says that it is one."""
+    told = work.layer.annotations.get(TOC_DIGEST)
+    if told is None or "gzip" not in work.layer.media_type:
+        return None
+    try:
+        return TableCheck(Digest.parse(told), check)
+    except ValueError as error:
+        work.report.add(Kind.TABLE, str(error), **work.where)
+        return None
+
+
 def _read_layer(
-    source: Source, work: _Work, check: ZtocCheck | None, task: Task, stop: Stop
+    source: Source, work: _Work, check: ZtocCheck | None, table: TableCheck | None, task: Task, stop: Stop
 ) -> tuple[Figures, int] | None:
     members, told = 0, 0
     try:
         with source.blob(work.layer) as blob:
             try:
-                with TarReader(blob, check) as reader:
+                with TarReader(blob, table or check) as reader:
                     while member := reader.next():
                         members += 1
                         if check:
                             check.member(member.entry)
-                        for _ in reader.content():
+                        if table:
+                            table.member(member.entry, len(member.header))
+                        for piece in reader.content():
                             stop.check()
+                            if table:
+                                table.content(piece)
                             at = reader.blob_position
                             task.advance(at - told)
                             told = at
                     figures = reader.figures()
                     if check:
                         check.finish(figures)
+                    if table:
+                        table.finish()
                     task.advance(figures.blob_size - told)
                     return figures, members
             except LayerError as error:

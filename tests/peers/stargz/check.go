@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/opencontainers/go-digest"
@@ -108,4 +111,34 @@ func chunked(
 		offset += chunk.ChunkSize
 	}
 	return count, nil
+}
+
+// create makes a layer of a tar, with chunks of so many bytes, and at least so many in a gzip member.
+func create(tarball, blob, chunk, least string) error {
+	sizes := []int{0, 0}
+	for number, text := range []string{chunk, least} {
+		size, err := strconv.Atoi(text)
+		if err != nil {
+			return err
+		}
+		sizes[number] = size
+	}
+	data, err := os.ReadFile(tarball)
+	if err != nil {
+		return err
+	}
+	made, err := estargz.Build(io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data))),
+		estargz.WithChunkSize(sizes[0]), estargz.WithMinChunkSize(sizes[1]))
+	if err != nil {
+		return err
+	}
+	out, err := os.Create(blob)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, made); err != nil {
+		return err
+	}
+	fmt.Println(made.TOCDigest())
+	return errors.Join(made.Close(), out.Close())
 }

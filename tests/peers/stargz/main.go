@@ -3,6 +3,7 @@
 //
 //	containerd-stargz-grpc --address SOCKET --config FILE --root FOLDER [--log-level LEVEL]
 //	containerd-stargz-grpc check BLOB TOC-DIGEST        verifies a layer by the digest of its TOC, and reads all of it
+//	containerd-stargz-grpc make TAR BLOB CHUNK MIN      makes a layer as converters do; prints the digest of its TOC
 //
 // The program of that name is in a nested module; what it does beyond this is to talk to systemd, Kubernetes and IPFS.
 package main
@@ -30,6 +31,10 @@ import (
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == "check" {
 		done(check(os.Args[2], os.Args[3]))
+		return
+	}
+	if len(os.Args) == 6 && os.Args[1] == "make" {
+		done(create(os.Args[2], os.Args[3], os.Args[4], os.Args[5]))
 		return
 	}
 	address := flag.String("address", "", "the socket to listen on")
