@@ -89,6 +89,30 @@ def test_pull_over_http(cache: Cache, machine: Machine) -> None:
     assert plan
 
 
+def test_push_over_http(cache: Cache, tmp_path: Path) -> None:
+    """What is put there is what is in a folder; a server that takes nothing is named."""
+    key = cache.machines.root / "keys/ci-1.key"
+    names = []
+    for handler in (_Storing, _Quiet):
+        (tmp_path / handler.__name__).mkdir()
+        with ThreadingHTTPServer(
+            ("127.0.0.1", 0), partial(handler, directory=str(tmp_path / handler.__name__))
+        ) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}"
+            done = cache.machine("cache push", "--to", url, "--key", key, "--nix-floor", "0")
+            server.shutdown()
+        names.append({path.name for path in (tmp_path / handler.__name__).iterdir()})
+        if handler is _Quiet:
+            assert done.code == 1
+            assert f"'{url}' does not appear to be a binary cache" in done.err
+            assert "hint: name a server that also takes what is put there (HTTP's PUT)" in done.err
+        else:
+            assert done.code == 0, done.err
+    assert names[0] >= {path.name for path in cache.folder.glob("*.narinfo")}
+    assert names[1] == set()
+
+
 def test_another_key(cache: Cache, machine: Machine) -> None:
     """What it signed counts for nothing: told, and built instead, where that is allowed."""
     options = ["--substituters", cache.url, "--trusted-public-keys", cache.other]
@@ -167,3 +191,15 @@ def test_addresses() -> None:
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Nobody reads it."""
+
+
+class _Storing(_Quiet):
+    """Keeps what is put."""
+
+    def do_PUT(self) -> None:
+        path = Path(self.translate_path(self.path))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(201)
+        self.send_header("Content-Length", "0")
+        self.end_headers()

@@ -18,7 +18,7 @@ from world import run
 from builder import lock as locks
 from builder import plan as plans
 from builder.errors import HostileInputError
-from builder.nix import inside, runtime
+from builder.nix import inside, program, runtime
 from builder.nix.document import name_of, safe
 from builder.nix.engine import take
 from builder.nix.program import NixError
@@ -113,6 +113,22 @@ def test_a_builder_that_is_lost_in_mid_build(nix_machines: Machines) -> None:
     assert done.digest == nix_machines.digest
     assert "dying-daemon was lost while it built 3-wheels-" in done.err
     assert f"3 wheels: built on ssh-ng://localhost?remote-store={machine.root / 'other'}" in done.err
+
+
+def test_a_builder_that_is_lost_for_good() -> None:
+    """The error names it where Nix only speaks of the derivation; where nothing broke off, it is the packer's fault."""
+    drv = f"/nix/store/{'0' * 32}-3-wheels.drv"
+    begun = {"action": "start", "type": 105, "id": 1, "fields": [drv, "ssh-ng://far", 1, 1]}
+    failed = f"error: builder for '{drv}' failed with exit code 1"
+    for told, expected in (
+        ("error: unexpected end-of-file", "ssh-ng://far was lost while it built 3-wheels: unexpected end-of-file"),
+        ("error: cannot read", "nix build failed: error: cannot read"),
+    ):
+        log = program._Log(lambda name, place, *, cached: None, lambda text: None)
+        for event in (begun, *({"action": "msg", "level": 0, "msg": text} for text in (told, failed))):
+            log(f"@nix {json.dumps(event)}")
+        assert str(log.failure()).startswith(expected)
+        assert isinstance(log.failure(), program.LostError) == ("lost" in expected)
 
 
 def test_packing_outside_of_a_sandbox_is_refused(nix_machines: Machines, built: Machine, tmp_path: Path) -> None:
