@@ -139,10 +139,10 @@ class Packer:
             return
         with store.temporary() as blob, store.temporary() as windows, store.workspace() as spool:
             try:
-                entries = self._in_order(layer, self._entries(layer, store, spool), store)
+                entries, first = self._in_order(layer, self._entries(layer, store, spool), store)
                 scaled = _Scaled(layer, entries, advance)
                 if has_table(layer):
-                    packed = _with_table(layer, entries, blob, scaled)
+                    packed = _with_table(layer, entries, first, blob, scaled)
                 else:
                     packed = pack(entries, blob, windows, self.soci.span_size, scaled, _sink(layer))
             except (BuilderError, FileNotFoundError) as error:
@@ -161,12 +161,18 @@ class Packer:
         }
         store.put_record("layer", layer.key.hex, record)
 
-    def _in_order(self, layer: Layer, entries: tuple[Entry, ...], store: Store) -> tuple[Entry, ...]:
+    def _in_order(self, layer: Layer, entries: tuple[Entry, ...], store: Store) -> tuple[tuple[Entry, ...], int]:
+        """The entries with what a start reads first, if there is an order, and how many are to be fetched in one go."""
         if not isinstance(layer, SystemLayer | WheelLayer) or layer.order is None:
-            return entries
+            return entries, 0
         from builder.sources import startorder  # few images have an order
 
-        return startorder.ordered(layer, entries, self.folder.text(layer.order.reads), store)
+        reads = self.folder.text(layer.order.reads)
+        if not has_table(layer):
+            return startorder.ordered(layer, entries, reads, store), 0
+        from builder.layers import estargz
+
+        return estargz.prefetching(entries, startorder.first(layer, entries, reads, store))
 
     def _entries(self, layer: Layer, store: Store, spool: Path) -> tuple[Entry, ...]:
         if isinstance(layer, SystemLayer):
@@ -206,12 +212,14 @@ class Packer:
         store.put_record("ztoc", ztoc_key(blob, self.soci.span_size), record)
 
 
-def _with_table(layer: Layer, entries: Sequence[Entry], blob: Path, advance: Callable[[int], None]) -> PackedLayer:
+def _with_table(
+    layer: Layer, entries: Sequence[Entry], first: int, blob: Path, advance: Callable[[int], None]
+) -> PackedLayer:
     from builder.layers import estargz  # few images are of it
 
     if not isinstance(layer, BaseLayer) and layer.compression:
         estargz.check_rules(layer.compression.version)
-    return estargz.pack(entries, blob, advance)
+    return estargz.pack(entries, blob, advance, prefetched=first)
 
 
 def _sink(layer: Layer) -> Open:

@@ -35,6 +35,7 @@ from builder.layers.tablecheck import TableCheck, TableFault
 from builder.layers.tar import Entry, Inline, Kind, Region
 from builder.layers.untar import TarReader
 from builder.lock import LockedCompression, SociSettings, checks
+from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.lazy import TOC_DIGEST
 
@@ -485,6 +486,55 @@ def test_an_image(image: tuple[Path, Layout, dict[str, Any]], world: World, smal
     assert "0 of them packed now" in again.err
     assert Layout(tmp_path / "again").blobs().keys() == layout.blobs().keys()
     assert run(["verify", f"oci:{layout.root}"], tmp_path, environ).code == 0
+
+
+def test_what_a_start_reads_is_fetched_first(
+    image: tuple[Path, Layout, dict[str, Any]], world: World, tmp_path: Path
+) -> None:
+    """It stands before a landmark, with its folders, where the profile has a trace and an order; other layers stay as they are."""
+    site = "opt/venv/lib/python3.11/site-packages"
+    paths = (f"{site}/alpha/tool.py", f"{site}/gamma/__init__.py", "usr/bin/hello")
+    read = [{"path": path, "size": 10} for path in sorted(paths)]
+    more = "start: {trace: small.trace.json, readahead: false, order: all}\n"
+    write_project(tmp_path, SMALL + more)
+    (tmp_path / "small.trace.json").write_text(json.dumps({"files": read, "platform": "linux/amd64", "version": 1}))
+    environ = world.environment(world.root / "cache")
+    done = run(["publish", "-q", tmp_path / "small.yaml", f"oci:{tmp_path / 'out'}"], tmp_path, environ)
+    layout = Layout(tmp_path / "out")
+    (entry,) = layout.json(Digest.parse(done.digest))["manifests"]
+    system, wheels, files, _ = layout.json(Digest.parse(entry["digest"]))["layers"]
+    before: dict[str, list[str]] = {}
+    for layer in (system, wheels, files):
+        blob = layout.path(Digest.parse(layer["digest"]))
+        assert judged(blob, Digest.parse(layer["annotations"][TOC_DIGEST]))
+        names = [row["name"] for row in rows(blob.read_bytes())[0]]
+        landmark = next(name for name in (estargz.PREFETCH, estargz.NO_PREFETCH) if name in names)
+        before[layer["digest"]] = names[: names.index(landmark)]
+        assert bool(before[layer["digest"]]) is (landmark == estargz.PREFETCH)
+    assert before[system["digest"]] == ["usr/", "usr/bin/", "usr/bin/hello"]
+    assert before[wheels["digest"]][-1] == f"{site}/gamma/__init__.py"
+    assert [name for name in before[wheels["digest"]] if not name.endswith("/")] == [
+        f"{site}/alpha/tool.py",
+        f"{site}/gamma/__init__.py",
+    ]
+    assert before[files["digest"]] == []
+    assert run(["verify", "--quick", f"oci:{layout.root}"], tmp_path, environ).code == 0
+    large = Entry("large", content=Inline(bytes(chunked.CHUNK + 1)))
+    assert estargz.prefetching([large, Entry("x")], {"large"}) == ((large, Entry("x")), 0)
+    assert estargz.prefetching([large, Entry("x")], {"large", "x"}) == ((Entry("x"), large), 1)
+
+
+def test_a_manifest_that_names_another_table(
+    image: tuple[Path, Layout, dict[str, Any]], world: World, tmp_path: Path
+) -> None:
+    """verify reads tables, and says no."""
+    layout, manifest = Layout(tmp_path / "out"), json.loads(json.dumps(image[2]))
+    shutil.copytree(image[1].root, layout.root)
+    manifest["layers"][1]["annotations"][TOC_DIGEST] = str(Digest.of(b""))
+    layout.point_to(layout.add(json.dumps(manifest).encode(), spec.MANIFEST))
+    done = run(["verify", "--quick", f"oci:{layout.root}"], tmp_path, world.environment(world.root / "cache"))
+    assert done.code == 3
+    assert "table: the table has the digest" in done.out
 
 
 def test_ordinary_clients_read_it(image: tuple[Path, Layout, dict[str, Any]], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,6 +49,18 @@ def check_rules(version: str) -> None:
         )
 
 
+def prefetching(entries: Iterable[Entry], first: Collection[str]) -> tuple[tuple[Entry, ...], int]:
+    """The entries with those first that are worth fetching when a layer is mounted, and their number: of the paths `first`, all but
+    files of several chunks, of which a start reads parts; none, if no file is left."""
+
+    def is_worth(entry: Entry) -> bool:
+        return entry.path in first and entry.size <= CHUNK
+
+    ordered = sorted(entries, key=lambda entry: (not is_worth(entry), entry.path not in first))
+    count = sum(map(is_worth, ordered))
+    return tuple(ordered), count if any(entry.kind is Kind.FILE for entry in ordered[:count]) else 0
+
+
 def labels(toc: Digest, tar_size: int) -> dict[str, str]:
     """What the descriptor of an eStargz layer says, without which no snapshotter takes it for one."""
     return {TOC_DIGEST: str(toc), UNCOMPRESSED_SIZE: str(tar_size)}
@@ -59,8 +71,10 @@ def pack(
     blob: Path,
     advance: Callable[[int], None] = lambda count: None,
     chunk_size: int = CHUNK,
+    prefetched: int = 0,
 ) -> PackedLayer:
-    """Writes the layer of `entries`, in their order, to the file `blob`.
+    """Writes the layer of `entries`, in their order, to the file `blob`. A snapshotter fetches the first `prefetched` of them in
+    one go when it mounts the layer.
 
     The bytes depend on the entries alone; `chunk_size` is `CHUNK` in all layers of images. `advance` is told bytes of tar as
     they pass. Memory does not grow with content.
@@ -76,8 +90,13 @@ def pack(
     with blob.open("wb") as out, Sources() as sources:
         writer = ChunkedGzip(out, advance, chunk_size)
         try:
-            _entry(writer, Entry(NO_PREFETCH, content=Inline(_LANDMARK)), sources, rows)
-            crc32s = tuple(_entry(writer, entry, sources, rows) for entry in entries)
+            crc32s: list[int] = []
+            for entry in entries[:prefetched]:
+                crc32s.append(_entry(writer, entry, sources, rows))
+            landmark = PREFETCH if prefetched else NO_PREFETCH
+            _entry(writer, Entry(landmark, content=Inline(_LANDMARK)), sources, rows)
+            for entry in entries[prefetched:]:
+                crc32s.append(_entry(writer, entry, sources, rows))
             toc = json.dumps({"version": 1, "entries": rows}, separators=(",", ":"), ensure_ascii=False).encode()
             start = writer.flush()
             head = tar.header(Entry(TOC, content=Inline(toc)))
@@ -86,7 +105,7 @@ def pack(
         finally:
             writer.close()
     no_spans = LayerSpans(0, writer.size, writer.tar_size, (), (), blob, ())
-    return PackedLayer(digest, writer.size, diff_id, no_spans, crc32s, Digest.of(toc))
+    return PackedLayer(digest, writer.size, diff_id, no_spans, tuple(crc32s), Digest.of(toc))
 
 
 def _entry(writer: ChunkedGzip, entry: Entry, sources: Sources, rows: list[dict[str, object]]) -> int:

@@ -78,7 +78,14 @@ def _of_large(platform: LockedPlatform, read: Collection[str], means: Means) -> 
 def ordered(
     layer: SystemLayer | WheelLayer, entries: Sequence[Entry], ranges: bytes, store: Store
 ) -> tuple[Entry, ...]:
-    """The entries of a layer, those that its order names first, with the folders that they are in; else as they were.
+    """The entries of a layer, those that its order names first, with the folders that they are in; else as they were. Raises as
+    `first` does."""
+    names = first(layer, entries, ranges, store)
+    return tuple(sorted(entries, key=lambda entry: entry.path not in names))
+
+
+def first(layer: SystemLayer | WheelLayer, entries: Iterable[Entry], ranges: bytes, store: Store) -> frozenset[str]:
+    """The paths that the order of a layer names, as far as they are among the entries, and the folders that they are in.
 
     Raises `StaleLockError` where the ranges do not have the files that were locked.
     """
@@ -92,9 +99,8 @@ def ordered(
         names = _environment(read)
     if _digest(names) != layer.order.locked.files:
         raise StaleLockError(f"{layer.order.reads.source} names other files of {layer.name} than when it was locked")
-    there = set(names) & {entry.path for entry in entries}
-    first = there | {above for path in there for above in _above(path)}
-    return tuple(sorted(entries, key=lambda entry: entry.path not in first))
+    there = frozenset(names) & {entry.path for entry in entries}
+    return there | {above for path in there for above in _above(path)}
 
 
 def _debian(read: Collection[str]) -> tuple[str, ...]:
