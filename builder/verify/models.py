@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import BinaryIO
 
 from builder.client import NotFoundError
 from builder.errors import BuilderError
+from builder.models import formats
 from builder.models.artifact import read_artifact, read_index
 from builder.models.cuts import cuts
 from builder.models.formats import HeaderError, safetensors
-from builder.models.values import FileIndex, Header
+from builder.models.values import FileIndex
 from builder.oci.companions import models
 from builder.oci.content import Source
 from builder.oci.digest import Digest
@@ -24,6 +25,7 @@ from builder.verify.findings import Finding, Kind, says_no
 from builder.verify.quick import Structure
 
 _PIECE = 1 << 20
+_BLOCK = 64 << 10
 _MAX_HEADER = 32 << 20
 
 
@@ -91,50 +93,81 @@ def _file(stream: BinaryIO, indexed: FileIndex | None, advance: Callable[[int], 
         while piece := stream.read(_PIECE):
             advance(len(piece))
         return None
-    wrong = None
-    head = _Head(indexed.header)
-    offsets = cuts(indexed.file.size, indexed.chunk_size, indexed.header)
-    for number, (begin, end) in enumerate(pairwise(offsets)):
-        sha256 = hashlib.sha256()
-        for piece in _pieces(stream, end - begin):
-            sha256.update(piece)
-            head.add(piece)
-            advance(len(piece))
-        if sha256.hexdigest() != indexed.chunks[number] and wrong is None:
-            wrong = f"the index has another digest of the bytes from {begin} to {end}"
-    while stream.read(_PIECE):  # its end is where the stream checks
+    passing = _Passing(stream, indexed, advance)
+    wrong = _header(passing, indexed)
+    while passing.read(_PIECE):  # its end is where the stream checks
         pass
-    return wrong or head.wrong(indexed)
+    return passing.wrong or wrong
 
 
-def _pieces(stream: BinaryIO, count: int) -> Iterator[bytes]:
-    while count and (piece := stream.read(min(count, _PIECE))):
-        count -= len(piece)
-        yield piece
+def _header(passing: _Passing, indexed: FileIndex) -> str | None:
+    """What is wrong with what the index says of a file's header; it is read again, while the file passes."""
+    told, size = indexed.header, indexed.file.size
+    if told is None or told.length > _MAX_HEADER:
+        return None
+    file = io.BufferedReader(passing, _BLOCK)
+    try:
+        if told.format == "safetensors":
+            header = safetensors.read(file, size, "its header", told.length)
+        else:
+            header = formats.read(file, size, "its header", told.format)
+    except HeaderError as error:
+        return str(error)
+    finally:
+        file.detach()  # and not closed with it: the rest is still to pass
+    return None if header == told else "the index has another table of its tensors than its header"
 
 
-class _Head:
-    """Keeps the head of a file, to compare it with what the index says of it."""
+class _Passing(io.RawIOBase):
+    """A file that is read once, from its beginning to its end: what passes is held against the chunks of its index."""
 
-    def __init__(self, header: Header | None) -> None:
-        kept = header is not None and header.format == "safetensors" and header.length <= _MAX_HEADER
-        self._left = header.length if header and kept else 0
-        self._data = bytearray()
+    def __init__(self, stream: BinaryIO, indexed: FileIndex, advance: Callable[[int], None]) -> None:
+        self._stream = stream
+        self._chunks = indexed.chunks
+        self._offsets = cuts(indexed.file.size, indexed.chunk_size, indexed.header)
+        self._advance = advance
+        self._at = 0
+        self._chunk = 0
+        self._sha256 = hashlib.sha256()
+        self.wrong: str | None = None
 
-    def add(self, piece: bytes) -> None:
-        if self._left:
-            self._data += piece[: self._left]
-            self._left -= min(self._left, len(piece))
+    def readable(self) -> bool:
+        return True
 
-    def wrong(self, indexed: FileIndex) -> str | None:
-        if not self._data:
-            return None
-        try:
-            length = safetensors.header_length(bytes(self._data[:8]), indexed.file.size, "its header")
-            header = safetensors.parse(bytes(self._data[8:length]), indexed.file.size, "its header")
-        except HeaderError as error:
-            return str(error)
-        return None if header == indexed.header else "the index has another table of its tensors than its header"
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Forward only: what lies between passes, too."""
+        if whence or offset < self._at:
+            raise io.UnsupportedOperation("it passes once")
+        while self._at < offset and self.read(min(offset - self._at, _PIECE)):
+            pass
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._stream.read(min(len(buffer), _PIECE))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        self._advance(len(data))
+        left = memoryview(data)
+        while left and self._chunk < len(self._chunks):
+            end = self._offsets[self._chunk + 1]
+            piece = left[: max(end - (self._at - len(left)), 0)]
+            self._sha256.update(piece)
+            left = left[len(piece) :]
+            if self._at - len(left) == end:
+                self._ended(end)
+        return len(data)
+
+    def _ended(self, end: int) -> None:
+        if self._sha256.hexdigest() != self._chunks[self._chunk] and self.wrong is None:
+            self.wrong = f"the index has another digest of the bytes from {self._offsets[self._chunk]} to {end}"
+        self._sha256 = hashlib.sha256()
+        self._chunk += 1
 
 
 def _annotations(found: object) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 from builder.models.values import BadModelError, Format, Header
 
@@ -26,18 +27,27 @@ def read_header(path: Path, name: str) -> Header | None:
 
     Raises `HeaderError` for a file that is not what its name says, or lies, and `OSError` where it cannot be read.
     """
-    match format_of(name):
+    format = format_of(name)
+    if format is None:
+        return None
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        return read(file, size, name, format)
+
+
+def read(file: BinaryIO, size: int, name: str, format: Format) -> Header:
+    """The header of `size` bytes in that format, which begin where `file` is; it is only sought forward. Raises `HeaderError`."""
+    match format:
         case "safetensors":
             from builder.models.formats import safetensors
 
-            return safetensors.read_header(path, name)
+            return safetensors.read(file, size, name)
         case "gguf":
             from builder.models.formats import gguf
 
-            return gguf.read_header(path, name)
+            return gguf.read(file, size, name)
         case "onnx":
             from builder.models.formats import onnx
 
-            return onnx.read_header(path, name)
-        case None:
-            return None
+            return onnx.read(file, size, name)

@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from builder.models.formats.reading import Reader, short, text_of
 from builder.models.values import Header, Tensor
@@ -79,7 +80,13 @@ def read_header(path: Path, name: str | None = None) -> Header:
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        return _header(Reader(file, size, name or path.name))
+        file.seek(0)
+        return read(file, size, name or path.name)
+
+
+def read(file: BinaryIO, size: int, name: str) -> Header:
+    """The header of `size` bytes that begin where `file` is, which is only sought forward. Raises `HeaderError`."""
+    return _header(Reader(file, size, name))
 
 
 def _header(reader: Reader) -> Header:
@@ -117,7 +124,7 @@ def _metadata(reader: Reader, keys: int) -> dict[str, str]:
     seen: set[str] = set()
     metadata: dict[str, str] = {}
     for _ in range(keys):
-        key = _string(reader, "a key", _MAX_KEY)
+        key = reader.kept(_string(reader, "a key", _MAX_KEY))
         if not key or key in seen:
             raise reader.wrong(f"the key {short(key)} is {'there twice' if key else 'empty'}")
         seen.add(key)
@@ -160,7 +167,7 @@ def _alignment(reader: Reader, metadata: Mapping[str, str]) -> int:
 
 
 def _tensor(reader: Reader) -> tuple[str, int, list[int], int]:
-    name = _string(reader, "the name of a tensor", _MAX_KEY)
+    name = reader.kept(_string(reader, "the name of a tensor", _MAX_KEY))
     (dimensions,) = reader.unpack(_U32, "a number of dimensions")
     if not name or dimensions > 8:
         raise reader.wrong(f"tensor {short(name)} has {dimensions} dimensions" if name else "a tensor without a name")

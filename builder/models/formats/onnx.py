@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from builder.models.formats.reading import Reader, short, text_of
 from builder.models.values import BadModelError, Header, Tensor, check_path
@@ -66,7 +67,13 @@ def read_header(path: Path, name: str | None = None) -> Header:
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        return _model(Reader(file, size, name or path.name))
+        file.seek(0)
+        return read(file, size, name or path.name)
+
+
+def read(file: BinaryIO, size: int, name: str) -> Header:
+    """The same of `size` bytes that begin where `file` is, which is only sought forward."""
+    return _model(Reader(file, size, name))
 
 
 @dataclass
@@ -115,7 +122,7 @@ def _initializer(reader: Reader, end: int, found: _Found) -> None:
     name, shape, kind, external, raw = "", [], 0, False, None
     for number, wire, value in _fields(reader, end, found):
         if number == _NAME and wire == _BYTES:
-            name = _text(reader, value, "the name of a weight")
+            name = reader.kept(_text(reader, value, "the name of a weight"))
         elif number == _DIMS and wire == _VARINT:
             shape.append(value)
         elif number == _DIMS and wire == _BYTES:
@@ -165,7 +172,7 @@ def _external(reader: Reader, end: int, found: _Found) -> None:
             reader.skip(stop - reader.at, "a field")
     if key == "location":
         try:
-            found.files.add(check_path(value.removeprefix("./"), reader.name))
+            found.files.add(reader.kept(check_path(value.removeprefix("./"), reader.name)))
         except BadModelError as error:
             raise reader.wrong(
                 f"its weights lie in another file: {str(error).removeprefix(f'{reader.name}: ')}"

@@ -7,16 +7,19 @@ from typing import Any, BinaryIO
 
 from builder.models.formats import HeaderError
 
+_MAX_KEPT = 64 << 20
+"""Bytes of all names of one file; no index could hold more."""
+
 
 class Reader:
-    """A file's bytes from `at` up to `end`; errors call the file `name`."""
+    """A file's bytes from `at` up to `end`; errors call the file `name`. It is at its beginning, and only sought forward."""
 
     def __init__(self, file: BinaryIO, end: int, name: str) -> None:
         self._file = file
         self.end = end
         self.name = name
         self.at = 0
-        file.seek(0)
+        self._kept = 0
 
     def wrong(self, why: str) -> HeaderError:
         """The error that says why the file is refused, and where."""
@@ -42,6 +45,13 @@ class Reader:
     def unpack(self, form: struct.Struct, what: str) -> tuple[Any, ...]:
         """The next values."""
         return form.unpack(self.take(form.size, what))
+
+    def kept(self, text: str) -> str:
+        """The same text, which will stay in memory."""
+        self._kept += len(text)
+        if self._kept > _MAX_KEPT:
+            raise self.wrong(f"names of more than {_MAX_KEPT >> 20} MiB together")
+        return text
 
     def varint(self, what: str) -> int:
         """A number as protocol buffers write it, of 64 bits at most."""

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from builder.models.formats import HeaderError
 from builder.models.values import Header, Tensor
@@ -44,12 +44,18 @@ _LARGEST = 1 << 63
 
 def read_header(path: Path, name: str | None = None) -> Header:
     """The header of a file on this disk; errors call it `name`. Raises `HeaderError`, and `OSError` where it cannot be read."""
-    name = name or path.name
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
-        length = header_length(file.read(PREFIX), size, name)
-        return parse(file.read(length - PREFIX), size, name)
+        return read(file, size, name or path.name)
+
+
+def read(file: BinaryIO, size: int, name: str, most: int = MAX_HEADER) -> Header:
+    """The header of `size` bytes that begin where `file` is; of more than `most` bytes it is refused. Raises `HeaderError`."""
+    length = header_length(file.read(PREFIX), size, name)
+    if length - PREFIX > most:
+        raise HeaderError(f"{name}: its header has {length - PREFIX} bytes, {most} are expected at most")
+    return parse(file.read(length - PREFIX), size, name)
 
 
 def header_length(prefix: bytes, size: int, name: str) -> int:
