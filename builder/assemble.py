@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from builder.oci.spec import Descriptor
 from builder.packing import UNITS, Folder, Packer, limit_compilers
 from builder.plan import BaseLayer, FilesLayer, Layer, Plan, PlatformPlan, WheelLayer, files, inputs
 from builder.progress import Progress
-from builder.soci import index
+from builder.soci import index, mounting
 from builder.soci.index import Converted, PlainImage
 from builder.store import Store, collect
 
@@ -235,7 +236,19 @@ def _documents(images: Sequence[Image], plan: Plan, folder: Folder, store: Store
     for image in images:
         artifacts = _prefetched(image, plan, folder, store)
         described = Descriptor(spec.CONFIG, store.put(image.config), len(image.config))
-        layers = tuple(index.Layer(layer.blob, layer.ztoc, artifacts.get(layer.blob.digest)) for layer in image.layers)
+        parallel = plan.soci.mount == "parallel"
+        layers = tuple(
+            index.Layer(layer.blob, layer.ztoc, artifacts.get(layer.blob.digest), parallel and _bare(layer.ztoc, store))
+            for layer in image.layers
+        )
         annotations = dict(plan.annotations) | told[image.platform]
-        plain.append(PlainImage(image.platform, described, layers, plan.soci.span_size, annotations))
+        plain.append(PlainImage(image.platform, described, layers, plan.soci.span_size, annotations, parallel))
     return index.convert(plain, unlisted=plan.soci.platform == "unknown")
+
+
+def _bare(ztoc: Descriptor | None, store: Store) -> bool:
+    """Whether the layer of this ztoc has no extended attributes."""
+    if ztoc is None:
+        return False
+    with store.path(ztoc.digest).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return mounting.without_xattrs(data)

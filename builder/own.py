@@ -122,9 +122,10 @@ def soci_settings(profile: Profile, before: SociSettings | None = None) -> SociS
     if soci.spans == "adaptive":
         spans = (before.spans if before else "") or ADAPTIVE[-1]
     platform = "unknown" if soci.platform == "unknown" else ""
+    mount = "parallel" if soci.mount == "parallel" else ""
     enabled = soci.enabled and profile.publish.lazy != "estargz"
     prefetch = "traced" if soci.prefetch else ""
-    return SociSettings(enabled, int(soci.span_size), int(soci.min_layer_size), spans, platform, prefetch)
+    return SociSettings(enabled, int(soci.span_size), int(soci.min_layer_size), spans, platform, prefetch, mount)
 
 
 def compression(profile: Profile, previous: Lock | None) -> LockedCompression | None:

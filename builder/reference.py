@@ -92,7 +92,7 @@ start: {trace: sdxl-turbo.trace.json, readahead: true, order: own}
 budget: {total: 20s, pull: 5s, model: 10s}
 
 publish:
-  soci: {enabled: true, span-size: 4MiB, min-layer-size: 10MiB, spans: adaptive, platform: unknown, prefetch: true}
+  soci: {enabled: true, span-size: 4MiB, min-layer-size: 10MiB, spans: adaptive, platform: unknown, prefetch: true, mount: parallel}
   compression: gzip
   lazy: soci
   to: oci:out/sdxl-turbo

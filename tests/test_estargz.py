@@ -559,6 +559,8 @@ def test_locks_that_cannot_be_built(image: tuple[Path, Layout, dict[str, Any]], 
         (problem,) = checks.problems(replace(lock, compression=LockedCompression("estargz", version)))
         assert problem.startswith("$.compression")
     assert list(checks.problems(replace(lock, soci=SociSettings()))) == ["$.soci: eStargz layers have no SOCI index"]
+    (problem,) = checks.problems(replace(lock, soci=SociSettings(enabled=False, mount="sideways")))
+    assert problem.startswith("$.soci.mount: 'sideways'")
     shutil.copytree(profile.parent, tmp_path / "newer", symlinks=True, ignore=shutil.ignore_patterns("out"))
     newer = replace(lock, compression=LockedCompression("estargz", "99"))
     (tmp_path / "newer/small.lock.json").write_text(locks.encode(newer))
@@ -566,8 +568,8 @@ def test_locks_that_cannot_be_built(image: tuple[Path, Layout, dict[str, Any]], 
     assert done.code == 1
     assert "rules 99" in done.err
     assert "hint: install" in done.err
-    write_project(tmp_path, SMALL + "  soci: {platform: unknown}\n  compression: zstd\n")
+    write_project(tmp_path, SMALL + "  soci: {mount: parallel}\n  compression: zstd\n")
     done = run(["plan", tmp_path / "small.yaml"], tmp_path, environ)
     assert done.code == 1
-    assert "no SOCI index" in done.err
+    assert "no SOCI index: remove mount" in done.err
     assert "eStargz layers are gzip" in done.err

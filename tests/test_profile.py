@@ -120,6 +120,7 @@ def test_a_full_profile(tmp_path: Path) -> None:
                 spans="adaptive",
                 platform="unknown",
                 prefetch=True,
+                mount="parallel",
             ),
             compression="gzip",
             lazy="soci",

@@ -201,7 +201,7 @@ name: top
 base: {{image: "oci:{base}:base"}}
 python: {{version: "3.11", requirements: [alpha]}}
 files: [{{from: app, to: /tmp/app}}, {{from: app/zeta, to: /bin/zeta}}]
-publish: {{soci: {{span-size: 256KiB, min-layer-size: 1MiB}}}}
+publish: {{soci: {{span-size: 256KiB, min-layer-size: 1MiB, mount: parallel}}}}
 """
     first = world.project(tmp_path / "first", text)
     digest = run(

@@ -26,7 +26,7 @@ from builder.layers.spans import WINDOW, Checkpoint, LayerSpans, TocEntry
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor, Platform
-from builder.soci import index, ztoc
+from builder.soci import index, mounting, ztoc
 
 MTIME = 315532800
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
@@ -346,10 +346,10 @@ class Images:
         write(self.ours, converted)
         return converted
 
-    def by_the_peer(self, layout: Layout) -> tuple[str, dict[str, bytes]]:
+    def by_the_peer(self, layout: Layout, *options: str) -> tuple[str, dict[str, bytes]]:
         out = self.scratch / "theirs" / layout.root.name
         out.parent.mkdir(exist_ok=True)
-        top = peer("convert", "-span-size", SPAN, "-min-layer-size", self.MINIMUM, layout.root, out)
+        top = peer("convert", "-span-size", SPAN, "-min-layer-size", self.MINIMUM, *options, layout.root, out)
         return top, Layout(out).blobs()
 
 
@@ -428,6 +428,35 @@ def test_plain_image_can_be_taken_out_of_the_indexed_one(
     out = Layout(images.scratch / "taken-out")
     plain(images.ours, converted.top.digest, out)
     assert images.by_the_peer(out)[0] == str(converted.top.digest)
+
+
+def test_what_mounts_need_is_told_as_the_real_tool_tells_it(images: Images) -> None:
+    """The sizes of layers lie in the plain image, too; which have no extended attributes is the real tool's own finding."""
+    (image,) = one_platform(images)
+    blobs = images.ours.blobs()
+    layers = tuple(
+        dataclasses.replace(layer, bare=mounting.without_xattrs(blobs[layer.ztoc.digest.hex])) if layer.ztoc else layer
+        for layer in image.layers
+    )
+    assert {layer.bare for layer in layers} == {True, False}
+    converted = index.convert([dataclasses.replace(image, layers=layers, announced=True)])
+    write(images.ours, converted)
+    told = mounting.announced([layer.blob for layer in image.layers])
+    plain_layers = tuple(index.Layer(blob) for blob in told)
+    write(images.plain, index.convert([dataclasses.replace(image, layers=plain_layers)]))
+    top, theirs = images.by_the_peer(images.plain, "-optimize-xattrs")
+    assert top == str(converted.top.digest)
+    assert images.ours.blobs().items() <= theirs.items()
+
+
+@pytest.mark.parametrize("count", [1, 56, 57, 130])
+def test_sizes_are_as_many_as_clients_list_digests(count: int) -> None:
+    """A label has at most 4,096 bytes with its key: 56 digests; of more the snapshotter gets no more sizes either."""
+    layers = [Descriptor(spec.LAYER_GZIP, Digest.of(bytes([n])), n, {"kept": "x"}) for n in range(count)]
+    for number, layer in enumerate(mounting.announced(layers)):
+        above = [str(n) for n in range(number, count)][:56]
+        wanted = {"kept": "x", mounting.SIZE: str(number), mounting.SIZES: ",".join(above)}
+        assert layer == dataclasses.replace(layers[number], annotations=wanted)
 
 
 def test_bare_manifest_gives_the_same(images: Images) -> None:

@@ -346,6 +346,26 @@ def test_what_is_listed_comes_before_the_container(real: Real, folder: Path, pat
     assert next(phase for phase in after.phases if phase.name == "pull").spans > late["before"] / 2
 
 
+def test_layers_are_mounted_at_once(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
+    """Of no layer the size has to be asked for, all of them are mounted lazily, and the same parts of them come."""
+    shutil.copytree(real.profile.parent / "real", tmp_path / "real")
+    profile = tmp_path / "real.yaml"
+    text = real.profile.read_text().replace("min-layer-size: 5MiB", "min-layer-size: 5MiB, mount: parallel")
+    profile.write_text(text)
+    shutil.copy(real.profile.with_suffix(".lock.json"), tmp_path / "real.lock.json")
+    environ = {**os.environ, "XDG_CACHE_HOME": str(real.cache)}
+    done = run(["publish", "-q", "--lock", profile, "oci:out"], tmp_path, environ)
+    assert done.code == 0, done.err
+    assert run(["verify", "oci:out"], tmp_path, environ).code == 0
+    options = ("--entrypoint", "python", "--", "-c", "import numpy")
+    serial, parallel = (started(folder, path, f"oci:{out}", *options).cold()[0] for out in (real.out, tmp_path / "out"))
+    layout = RawLayout(real.out)
+    (soci,) = (entry for entry in layout.json(Digest.parse(real.digest))["manifests"] if "artifactType" in entry)
+    mounted = layout.json(Digest.parse(soci["digest"]))["layers"]
+    assert serial.requests - parallel.requests == len(mounted) > 1
+    assert parallel.spans == serial.spans > 0
+
+
 def traced(folder: Path, path: str, file: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     argv = [BUILD, "trace", "--state", folder, "-o", file, *arguments]
     env = {**os.environ, "PATH": path}

@@ -48,6 +48,8 @@ def problems(lock: Lock) -> Iterator[str]:
         yield f"$.soci.spans: {lock.soci.spans!r} is no rule that this version knows"
     if lock.soci.prefetch not in ("", "traced"):
         yield f"$.soci.prefetch: {lock.soci.prefetch!r} is no rule that this version knows"
+    if lock.soci.mount not in ("", "parallel"):
+        yield f"$.soci.mount: {lock.soci.mount!r} is no way that this version knows"
     for number, platform in enumerate(lock.platforms):
         yield from _platform_problems(platform, f"$.platforms[{number}]")
     local: list[LockedLocal | LockedTemplate] = [

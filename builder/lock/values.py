@@ -240,7 +240,8 @@ ADAPTIVE = ("adaptive", "adaptive-2")
 class SociSettings:
     """Which layers get a ztoc and how far apart its checkpoints are; both in bytes. `spans` is one of `ADAPTIVE` where they are
     small where a start reads, and large elsewhere; `platform` is `unknown` where the index's entry is of no platform; `prefetch`
-    is `traced` where the index says what a start reads, too; else nothing."""
+    is `traced` where the index says what a start reads, too; `mount` is `parallel` where layers tell what nodes need to mount
+    them at once; else nothing."""
 
     enabled: bool = True
     span_size: int = 4 << 20
@@ -248,6 +249,7 @@ class SociSettings:
     spans: str = ""
     platform: str = ""
     prefetch: str = ""
+    mount: str = ""
 
 
 @dataclass(frozen=True)

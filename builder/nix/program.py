@@ -56,7 +56,10 @@ _REMEDIES = (
     ("ead-only", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
     ("ot a directory", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
     ("unable to open database", "name a store that you may write to: NIX_REMOTE=/absolute/folder"),
-    ("appear to be a binary cache", "name a server that also takes what is put there (HTTP's PUT), or a folder: file://…"),
+    (
+        "appear to be a binary cache",
+        "name a server that also takes what is put there (HTTP's PUT), or a folder: file://…",
+    ),
     ("signature", "name the key that signed it with --trusted-public-keys, or another cache"),
 )
 

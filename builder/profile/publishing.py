@@ -41,6 +41,12 @@ class Soci:
         default=None,
         example=True,
     )
+    mount: Literal["serial", "parallel"] | None = field(
+        doc="How soci-snapshotter mounts the layers: one after another, which is what happens if it is not said, or `parallel`: "
+        "the image tells it the sizes of all layers, and which have no extended attributes. The layers stay what they are.",
+        default=None,
+        example="serial",
+    )
 
 
 def _estargz_is_gzip_without_index(
@@ -48,8 +54,8 @@ def _estargz_is_gzip_without_index(
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
     if lazy != "estargz":
         return
-    if soci.spans or soci.platform:
-        key = "spans" if soci.spans else "platform"
+    key = next((name for name in ("spans", "platform", "mount") if getattr(soci, name)), None)
+    if key:
         yield ("soci", key), f"eStargz layers have no SOCI index: remove {key}, or lazy"
     if compression not in (None, "gzip"):
         yield ("compression",), f"eStargz layers are gzip: remove compression: {compression}, or lazy"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor, Platform
-from builder.soci import prefetch
+from builder.soci import mounting, prefetch
 from builder.soci.ztoc import BUILD_TOOL
 
 ARTIFACT_TYPE = "application/vnd.amazon.soci.index.v2+json"
@@ -44,22 +44,25 @@ _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u20
 @dataclass(frozen=True)
 class Layer:
     """A layer of an image, with its ztoc as `ztoc.write` described it if it has one, and its prefetch artifact's bytes if it has
-    that, too."""
+    that, too; `bare` says that the node is told that its files have no extended attributes."""
 
     blob: Descriptor
     ztoc: Descriptor | None = None
     prefetch: bytes | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True)
 class PlainImage:
-    """The image of one platform before it is indexed; layers bottom first, `span_size` that of all its ztocs."""
+    """The image of one platform before it is indexed; layers bottom first, `span_size` that of all its ztocs. `announced` says
+    that each layer tells the sizes of those above it (`soci.mounting`), if the image has any ztoc."""
 
     platform: Platform
     config: Descriptor
     layers: tuple[Layer, ...]
     span_size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
+    announced: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ def convert(images: Sequence[PlainImage], *, unlisted: bool = False) -> Converte
             blobs |= {artifact.digest: (artifact, data) for artifact, data in _prefetches(image.layers)}
             blobs[index.digest] = (index, document)
         annotations = dict(image.annotations) | ({INDEX_DIGEST: str(index.digest)} if index else {})
-        text = manifest(image.config, [layer.blob for layer in image.layers], annotations)
+        layers = [layer.blob for layer in image.layers]
+        told = mounting.announced(layers) if image.announced and index else layers
+        text = manifest(image.config, told, annotations)
         described = replace(_described(text), annotations=annotations, platform=image.platform)
         blobs[described.digest] = (described, text)
         manifests.append(described)
@@ -149,7 +154,8 @@ def soci_index(layers: Sequence[Layer], span_size: int) -> bytes | None:
                 LAYER_MEDIA_TYPE: layer.blob.media_type,
                 LAYER_DIGEST: str(layer.blob.digest),
                 _SPAN_SIZE: str(span_size),
-            },
+            }
+            | ({mounting.NO_XATTRS: "true"} if layer.bare else {}),
         )
         for layer in layers
         if layer.ztoc

@@ -28,6 +28,7 @@ func convertCommand(arguments []string) error {
 		ahead = append(ahead, path)
 		return nil
 	})
+	xattrs := flags.Bool("optimize-xattrs", false, "say of layers without extended attributes that they have none")
 	layouts, err := flagged(flags, arguments, 2)
 	if err != nil {
 		return err
@@ -39,7 +40,7 @@ func convertCommand(arguments []string) error {
 	// The library narrates on stdout, which is to hold the digest alone.
 	stdout := os.Stdout
 	os.Stdout = os.Stderr
-	converted, err := convert(out, *span, *minimum, ahead)
+	converted, err := convert(out, *span, *minimum, ahead, *xattrs)
 	if errors.Is(err, soci.ErrEmptyIndex) {
 		return fmt.Errorf("no layer is large enough for a ztoc: %w", err)
 	}
@@ -59,7 +60,7 @@ func convertCommand(arguments []string) error {
 }
 
 // convert makes an image of the layout lazily startable on every platform it has, and adds the new blobs to the layout.
-func convert(layout string, span, minimum int64, ahead []string) (*ocispec.Descriptor, error) {
+func convert(layout string, span, minimum int64, ahead []string, xattrs bool) (*ocispec.Descriptor, error) {
 	ctx := context.Background()
 	target, err := root(layout)
 	if err != nil {
@@ -82,7 +83,12 @@ func convert(layout string, span, minimum int64, ahead []string) (*ocispec.Descr
 	if err != nil {
 		return nil, err
 	}
+	var optimizations []soci.Optimization
+	if xattrs {
+		optimizations = []soci.Optimization{soci.XAttrOptimization}
+	}
 	builder, err := soci.NewIndexBuilder(read, &store.SociStore{Store: written},
+		soci.WithOptimizations(optimizations),
 		soci.WithSpanSize(span),
 		soci.WithMinLayerSize(minimum),
 		soci.WithBuildToolIdentifier(buildTool),
