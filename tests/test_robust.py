@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -159,7 +160,7 @@ def test_interrupted(asked: signal.Signals, small: Path, fresh: dict[str, str], 
         elif child.returncode == 130:
             assert err.strip() == b"interrupted; the same command goes on where this one stopped"
         else:
-            assert (child.returncode, err) == (0, b"")
+            assert (child.returncode, err.decode()) == (0, "")
         assert list(root.glob("tmp/*")) == []
         if number % 4 == 3:
             shutil.rmtree(root)
@@ -440,3 +441,37 @@ def test_a_file_that_changes_while_it_is_packed(world: World, tmp_path: Path) ->
         out, err = child.communicate(timeout=PATIENCE)
     assert (child.returncode, out) == (3, b""), err
     assert b"app/big.bin" in err
+
+
+def test_what_comes_of_an_interrupt_is_one(tmp_path: Path) -> None:
+    """Such as that of a pool whose thread had just begun to start."""
+    code = """
+import sys
+import click
+from builder.cli.main import run
+from builder.cli.options import common
+
+@click.command()
+@common
+def verb(context):
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise RuntimeError("cannot join thread before it is started")
+
+@click.group()
+@click.pass_context
+def cli(context):
+    import os
+    from builder.cli.context import Context
+    context.obj = Context.from_environment(os.environ, sys.stderr)
+
+cli.add_command(verb)
+sys.exit(run(["verb"], cli, "x"))
+"""
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        130,
+        "interrupted; the same command goes on where this one stopped\n",
+    )

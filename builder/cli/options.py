@@ -58,6 +58,13 @@ _COMMON = (
 )
 
 
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether it is one, or what came of one: threads that had just begun to start cannot be waited for."""
+    return error is not None and (
+        isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__) or _is_interrupt(error.__context__)
+    )
+
+
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --offline, --jobs and --quiet, and gives the verb the context that they make as its first argument."""
 
@@ -70,10 +77,12 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
         context = replace(context, settings=settings, progress=progress)
         try:
             return function(context, **others)
-        except KeyboardInterrupt:
+        except BaseException as error:
+            if not _is_interrupt(error):
+                raise
             if "store" in vars(context):
                 context.store.abandon()
-            raise
+            raise KeyboardInterrupt from error
 
     for option in reversed(_COMMON):
         wrapped = option(wrapped)
