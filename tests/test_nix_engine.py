@@ -102,16 +102,16 @@ def test_a_builder_that_is_lost_in_mid_build(nix_machines: Machines) -> None:
     dying = machine.builder("dying", 2, dies=True)
     done = machine("assemble", "--engine", "nix", "--max-jobs", "0", "--builders", dying)
     assert done.code == 1
-    assert "dying-daemon was lost while it built 3-wheels-" in done.err
-    assert "unexpected end-of-file; that is built again" in done.err
-    assert "error: nix build failed: cannot build on 'ssh-ng://localhost?remote-store=" in done.err
-    assert "hint: name a machine with --builders, or let this one build with --max-jobs" in done.err
+    assert re.search(r"nix: ssh-ng://localhost\?\S*dying-daemon\S* was lost while it built 3-wheels-\w{8}: ", done.err)
+    assert "; that is built again\n" in done.err
+    assert "error: nix build failed: cannot build on 'ssh-ng://localhost?" in done.err
+    assert re.search(r"hint: .*--builders", done.err)
     subprocess.run(["chmod", "-R", "u+w", str(machine.root / "dying")], check=True)
     shutil.rmtree(machine.root / "dying")
     builders = f"{dying} ; {machine.builder('other')}"
     done = machine("assemble", "--engine", "nix", "--max-jobs", "0", "--builders", builders)
     assert done.digest == nix_machines.digest
-    assert "dying-daemon was lost while it built 3-wheels-" in done.err
+    assert " was lost while it built 3-wheels-" in done.err
     assert f"3 wheels: built on ssh-ng://localhost?remote-store={machine.root / 'other'}" in done.err
 
 
@@ -152,8 +152,8 @@ def test_a_machine_without_a_sandbox(nix_machines: Machines) -> None:
     argv = (sys.executable, str(Path(__file__).parent / "nosandbox.py"))
     done = nix_machines.new("open")("assemble", "--engine", "nix", prefix=argv)
     assert done.code == 1
-    assert "cloning builder process" in done.err
-    assert "hint: the sandbox needs namespaces of the kernel" in done.err
+    assert "hint: the sandbox " in done.err
+    assert "allow user namespaces" in done.err
 
 
 def test_verify_builds_again(nix_machines: Machines, built: Machine) -> None:

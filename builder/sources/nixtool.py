@@ -59,8 +59,8 @@ class Tool:
         document = self._json(argv, label, folder)
         names: set[str] = set()
         for item in document if isinstance(document, list) else ():
-            found = item.get("outputs") if isinstance(item, dict) else None
-            paths = list(found.values()) if isinstance(found, dict) else [item.get("path")]
+            found = item.get("outputs", [item.get("path")]) if isinstance(item, dict) else [item]
+            paths = list(found.values() if isinstance(found, dict) else found)
             names |= {name_of(path) for path in paths}
         if not names:
             raise NixError(f"{label}: Nix built nothing", hint="name an attribute that is a derivation")
