@@ -199,7 +199,11 @@ def test_an_image_that_is_read_whole_is_pulled_whole() -> None:
 def test_models_and_modules() -> None:
     phases = (Phase("pull", 0, 1.0), Phase("model pull", 1, 10.0, 1000, 5), Phase("model load", 11, 2.0))
     lazily = Measurement(**{**vars(LAZY), "starts": (starts(*phases),)})
-    trace = Trace(1, "linux/amd64", (TracedFile("a.py", 10), TracedFile("b.py", 10), TracedFile("b.pyc", 10)))
+    site = "opt/venv/lib/python3.11/site-packages"
+    modules = [TracedFile(f"{site}/{name}", 10) for name in ("a.py", "b.py", "b.pyc")]
+    trace = Trace(1, "linux/amd64", tuple(modules))
+    plain = Trace(1, "linux/amd64", (TracedFile("usr/lib/python3.11/os.py", 10),))
+    assert "bytecode" not in {item.key for item in analysis.advise([lazily], plain)}
     advice = {item.key: item.gain for item in analysis.advise([lazily], trace)}
     assert advice["fp16"] == 5.0
     assert advice["int8"] == 7.0
@@ -208,6 +212,7 @@ def test_models_and_modules() -> None:
 
 def test_what_is_over_a_budget() -> None:
     summary = Summary.of(LAZY.cold())
+    assert analysis.unknown(summary, {"total": 1, "model": 1, "program": 1, "progam": 1}) == ("progam",)
     assert analysis.over(summary, {"total": 20.0, "pull": 2.0, "program": 18.0}) == ()
     limits = {"total": 19.0, "pull": 1.5, "program": 17.0, "model": 1.0}
     assert analysis.over(summary, limits) == (("total", 20.0, 19.0), ("pull", 2.0, 1.5), ("program", 18.0, 17.0))

@@ -14,7 +14,7 @@ from builder.cli.starting import Options, Starter, start_options
 from builder.coldstart import analysis, picture, values
 from builder.coldstart.tools import Snapshotter
 from builder.coldstart.values import Measurement, Start, Summary
-from builder.errors import UsageError
+from builder.errors import CheckError, UsageError
 from builder.oci.files import write
 from builder.profile.forms import Duration
 
@@ -85,7 +85,13 @@ def start(
         click.echo(values.encode(measurement), nl=False)
     else:
         click.echo(picture.text(measurement))
-    over = analysis.over(Summary.of(measurement.cold()), limits)
+    summary = Summary.of(measurement.cold())
+    if strange := analysis.unknown(summary, limits):
+        there = ", ".join(summary.phases)
+        raise CheckError(
+            f"budget: no phase is called {', '.join(strange)}", hint=f"there were {there}; and total, pull, model"
+        )
+    over = analysis.over(summary, limits)
     for name, took, limit in over:
         context.progress.note(f"over budget: {name} took {took:.2f} s of {limit:g} s")
     return 3 if over else 0

@@ -64,6 +64,11 @@ def over(summary: Summary, budget: Mapping[str, float]) -> tuple[tuple[str, floa
     return tuple(found)
 
 
+def unknown(summary: Summary, budget: Mapping[str, float]) -> tuple[str, ...]:
+    """The names in a budget that no phase of the start has, so that nothing is ever over them."""
+    return tuple(name for name in budget if name not in (*_GROUPS, "total", *summary.phases))
+
+
 def advise(measurements: Sequence[Measurement], trace: Trace | None = None) -> tuple[Advice, ...]:
     """What would help, by the gain that is expected, the largest first; what was not measured comes last."""
     lazily = next((item for item in measurements if item.snapshotter != "overlayfs" and item.cold()), None)
@@ -150,8 +155,9 @@ def _reading(lazily: Measurement, trace: Trace | None) -> Iterator[Advice]:
         why = f"the program reads {human_size(moved)} of lazily mounted layers, one span after another"
         yield Advice("readahead", None, why, "measure the wait: build start --again")
     if trace:
-        modules = {file.path for file in trace.files if file.path.endswith(".py")}
-        compiled = {file.path for file in trace.files if file.path.endswith(".pyc")}
+        packages = [file.path for file in trace.files if "-packages/" in file.path]  # Debian's own modules stay source
+        modules = {path for path in packages if path.endswith(".py")}
+        compiled = {path for path in packages if path.endswith(".pyc")}
         if len(modules) > len(compiled):
             why = f"the start reads {len(modules)} modules as source and {len(compiled)} as bytecode"
             yield Advice("bytecode", None, why, "python.bytecode: true")
