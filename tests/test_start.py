@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import faultregistry
 import judges
 import pytest
 from layouts import Layout as RawLayout
@@ -273,6 +274,57 @@ def test_a_daemon_that_dies_is_named(victim: str, real: Real, folder: Path, path
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert victim in err
+    assert "Traceback" not in err
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def served(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a registry that has the image as `real`."""
+    root = tmp_path_factory.mktemp("registry")
+    with judges.registry("docker-registry", root) as address:
+        done = run(["copy", "-q", "--plain-http", f"oci:{real.out}", f"{address}/real:1"], root, {**os.environ})
+        assert done.code == 0, done.err
+        yield address
+
+
+def stalled(handler: faultregistry.Handler, _: bytes) -> bool:
+    """Says nothing for longer than anybody waits."""
+    handler.server.state.injected["stalled"] += 1
+    time.sleep(10)
+    handler.hang_up()
+    return True
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (faultregistry.cut, "has not given a byte of"),
+        (stalled, "has not given a byte of"),
+        (faultregistry.damaged_answer, "do not match"),
+    ],
+    ids=["dies", "stalls", "lies"],
+)
+def test_a_registry_that_fails_in_mid_start(
+    fault: faultregistry.Fault, words: str, served: str, folder: Path, path: str, tmp_path: Path
+) -> None:
+    """The program waits for what it reads of a lazy layer; the report says why that does not come, and nothing is left."""
+    failing: list[faultregistry.Fault] = []
+
+    def decide(request: faultregistry.Request) -> faultregistry.Fault | None:
+        return failing[0] if failing and request.what == "GET blobs" else None
+
+    with faultregistry.before(served, decide=decide) as proxy:
+        argv = [BUILD, "start", "--plain-http", "--state", folder, "--timeout", "6", "--entrypoint", "python"]
+        argv += [f"{proxy.address}/real:1", "--", "-c", "import time; time.sleep(0.2); import numpy"]
+        env = {**os.environ, "PATH": path}
+        with subprocess.Popen(list(map(str, argv)), env=env, stderr=subprocess.PIPE, text=True) as process:
+            (place,) = until(lambda: [item for item in folder.iterdir() if item.is_dir()])
+            until(lambda: any(words.startswith("python\0-c\0import time") for words in lines(place)))
+            failing.append(fault)
+            _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert words in err
     assert "Traceback" not in err
     assert list(folder.iterdir()) == []
 

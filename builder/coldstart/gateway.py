@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from builder.oci.digest import Digest
 NAME = "image"
 """The repository that the image is served from."""
 
+_SILENT = 3.0
 _PATH = re.compile(r"/v2/([a-z0-9-]{1,100})/(manifests|blobs|referrers)/([^/?]+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _RANGES = re.compile(r"bytes=\d+-\d+(,\d+-\d+){1,999}")
@@ -82,6 +83,7 @@ class Gateway:
         self._guard = threading.Lock()
         self._requests: list[Request] = []
         self._failures: list[BuilderError] = []
+        self._asked: dict[int, tuple[str, float]] = {}
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.tls = tls
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -112,6 +114,14 @@ class Gateway:
         with self._guard:
             return self._failures[0] if self._failures else None
 
+    @property
+    def silence(self) -> str:
+        """What the source was asked for and has not given a byte of for some time; nothing if it answers."""
+        with self._guard:
+            name, since = min(self._asked.values(), key=lambda asked: asked[1], default=("", 0.0))
+        silent = time.monotonic() - since
+        return f"its registry has not given a byte of {name} for {silent:.0f} s" if name and silent > _SILENT else ""
+
     def forget(self) -> None:
         """Begins to count anew."""
         with self._guard:
@@ -132,8 +142,9 @@ class Gateway:
     def document(self, repository: str, reference: str) -> tuple[str, bytes]:
         """Media type and bytes of a manifest."""
         source, _ = self._served[repository]
-        descriptor = source.resolve(reference)
-        return descriptor.media_type, source.manifest(descriptor)
+        with self._asking(reference):
+            descriptor = source.resolve(reference)
+            return descriptor.media_type, source.manifest(descriptor)
 
     def referrers(self, repository: str, digest: str) -> bytes:
         entries = [item.document() for item in self._served[repository][0].referrers(Digest.parse(digest))]
@@ -143,7 +154,24 @@ class Gateway:
         return self._served[repository][1].size(Digest.parse(digest))
 
     def ranges(self, repository: str, digest: str, start: int, end: int) -> Iterator[bytes | memoryview]:
-        return self._served[repository][1].ranges(Digest.parse(digest), start, end)
+        pieces = iter(self._served[repository][1].ranges(Digest.parse(digest), start, end))
+        while True:
+            with self._asking(digest):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    @contextmanager
+    def _asking(self, name: str) -> Iterator[None]:
+        """The source is asked by this thread."""
+        with self._guard:
+            self._asked[threading.get_ident()] = name, time.monotonic()
+        try:
+            yield
+        finally:
+            with self._guard:
+                del self._asked[threading.get_ident()]
 
 
 class _Server(ThreadingHTTPServer):

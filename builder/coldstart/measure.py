@@ -104,7 +104,7 @@ def start(
     begun = time.monotonic()
     until = begun + wanted.timeout
     clock = _Clock([])
-    with _explained(gateway):
+    with _explained(stack, gateway):
         if not again:
             _pull(stack, reference, wanted, until)
             clock.end("resolve", _resolved(gateway.requests, begun))
@@ -128,20 +128,25 @@ def mount(stack: Stack, gateway: Gateway, wanted: Wanted) -> None:
     gateway.forget()
     reference = f"{gateway.address}/{NAME}@{wanted.digest}"
     until = time.monotonic() + wanted.timeout
-    with _explained(gateway):
+    with _explained(stack, gateway):
         _pull(stack, reference, wanted, until)
         with _container(stack, reference, f"mount-{time.monotonic_ns():x}", wanted, until):
             pass
 
 
 @contextmanager
-def _explained(gateway: Gateway) -> Iterator[None]:
+def _explained(stack: Stack, gateway: Gateway) -> Iterator[None]:
     """Where the node got no bytes, why it did not is what has to be known."""
     try:
         yield
     except (ToolError, StartError) as error:
         if gateway.failure:
             raise gateway.failure from error
+        if why := gateway.silence:
+            hint = "see whether the registry answers, or give it more time: --timeout"
+            raise StartError(f"{error}\n{why}", hint=hint) from error
+        if why := stack.said:
+            raise StartError(f"{error}\n{why}", hint=error.hint) from error
         raise
 
 

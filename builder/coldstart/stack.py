@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from builder.process import Running
 
 _START = 30.0
 _POLL = 0.01
+_TAIL = 1 << 20
 
 _CONTAINERD = """version = 3
 root = {root}
@@ -102,6 +103,18 @@ class Stack:
         except ToolError:
             self.check()
             raise
+
+    @property
+    def said(self) -> str:
+        """What the snapshotter complained of last; nothing if it did not."""
+        log = self.folder / f"{self.snapshotter}.log"
+        found = ""
+        for line in log.read_bytes()[-_TAIL:].splitlines() if log.exists() else ():
+            with suppress(ValueError, AttributeError):
+                entry = json.loads(line)
+                if entry.get("level") == "error":
+                    found = f"the snapshotter says of {entry.get('digest', 'the image')}: {entry.get('error', entry.get('msg'))}"
+        return found
 
     def check(self) -> None:
         """Raises `ToolError` if a daemon has ended."""
