@@ -34,7 +34,7 @@ def locked(path: Path, source: str, number: int = NUMBER) -> tuple[LockedStart, 
     Raises `BuilderError` if there is no such trace, and what `trace.parse` raises.
     """
     try:
-        data = path.read_bytes()
+        data = traces.read(path, source)
     except OSError as error:
         raise BuilderError(
             f"start.trace: {source}: {error.strerror}",

@@ -179,6 +179,29 @@ def test_a_trace_of_another_platform_changes_nothing(world: World, tmp_path: Pat
     assert image(tmp_path / "out", done.digest)["config"]["Entrypoint"][0] == "python"
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, "No such file"),
+        (b"", "no trace"),
+        (b'{"files": [], "platform": "linux/amd64", "version": 1}', "no file"),
+        (257 << 20, "larger than any trace"),
+    ],
+    ids=["missing", "no bytes", "empty", "huge"],
+)
+def test_traces_that_are_of_no_use(data: bytes | int | None, words: str, tmp_path: Path) -> None:
+    """Each is named, and a remedy; no more of one is read than any has."""
+    path = tmp_path / "t.json"
+    if isinstance(data, int):
+        with path.open("wb") as file:
+            file.truncate(data)
+    elif data is not None:
+        path.write_bytes(data)
+    with pytest.raises(BuilderError, match=words) as caught:
+        readahead.locked(path, "t.json")
+    assert caught.value.hint
+
+
 def test_a_launcher_that_is_not_there(tmp_path: Path) -> None:
     trace = Trace(traces.VERSION, "linux/amd64", (TracedFile("a", 1),))
     (tmp_path / "t.json").write_text(traces.encode(trace))

@@ -278,6 +278,30 @@ def test_a_daemon_that_dies_is_named(victim: str, real: Real, folder: Path, path
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("sent", "words"), [(signal.SIGSTOP, "not ready after 3 s"), (signal.SIGKILL, "soci-snapshotter-grpc")]
+)
+def test_a_snapshotter_that_fails_while_the_program_reads(
+    sent: signal.Signals, words: str, real: Real, folder: Path, path: str
+) -> None:
+    """One that hangs keeps the program waiting, and the report does not: all of it is ended and unmounted."""
+    argv = [BUILD, "start", "--state", folder, "--timeout", "3", "--entrypoint", "python", f"oci:{real.out}"]
+    code = ["--", "-c", "import time; time.sleep(0.5); import numpy; time.sleep(60)"]
+    env = {**os.environ, "PATH": path}
+    with subprocess.Popen(list(map(str, [*argv, *code])), env=env, stderr=subprocess.PIPE, text=True) as process:
+        (place,) = until(lambda: [item for item in folder.iterdir() if item.is_dir()])
+        until(lambda: any(words.startswith("python\0-c\0import time") for words in lines(place)))
+        for pid in state.processes(place):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if Path(os.fsdecode(command[0])).name == "soci-snapshotter-grpc":
+                os.kill(pid, sent)
+        _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert words in err
+    assert "Traceback" not in err
+    assert list(folder.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def served(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a registry that has the image as `real`."""

@@ -51,7 +51,7 @@ def advise(
     if profile:
         budget = profiles.read(profile).profile.budget
         limits = budget.limits if budget else {}
-    advice = analysis.advise(found, trace.parse(traced.read_bytes(), str(traced)) if traced else None)
+    advice = analysis.advise(found, trace.parse(trace.read(traced), str(traced)) if traced else None)
     click.echo(_document(found, advice, limits) if form == "json" else _text(found, advice, limits))
     if applying and profile and traced:
         _apply(context, profile, traced, advice)

@@ -72,6 +72,6 @@ def _size(found: Trace) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return traces.read(path)
     except OSError as error:
         raise BuilderError(f"{path}: cannot be read: {error.strerror}", hint="leave out --add") from error

@@ -25,7 +25,7 @@ MARKS = "LAYERWRIGHT_START"
 _PLACE = "/run/layerwright"
 _POLL = 0.002
 _ASK = 0.02
-_END = 10.0
+_END = 4.0
 _MOST_PRINTED = 4 << 20
 
 

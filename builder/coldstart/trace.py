@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from builder import documents
@@ -20,6 +21,7 @@ GRAIN = 4 << 10
 _GAP = 64 << 10
 """Gaps of at most so many bytes cost less than what ends a part: about a block of compressed data."""
 _MOST_FILES = 1_000_000
+_MOST = 256 << 20
 
 
 class TraceError(BuilderError):
@@ -114,6 +116,15 @@ def encode(trace: Trace) -> str:
     listed = ",\n".join(f"    {row}" for row in rows)
     platform = json.dumps(trace.platform)
     return f'{{\n  "files": [\n{listed}\n  ],\n  "platform": {platform},\n  "version": {trace.version}\n}}\n'
+
+
+def read(path: Path, named: str = "") -> bytes:
+    """The bytes of a trace, which messages call `named`. Raises `OSError`, and `TraceError` if there are too many."""
+    with path.open("rb") as file:
+        data = file.read(_MOST + 1)
+    if len(data) > _MOST:
+        raise TraceError(f"{named or path}: it is larger than any trace, {_MOST >> 20} MiB")
+    return data
 
 
 def parse(data: bytes | str, file: str) -> Trace:
