@@ -23,7 +23,7 @@ from builder.oci.digest import Digest
 FRAME = 4 << 20
 """Bytes of tar in each frame but the last: a rule of the format."""
 _INPUT, _OUTPUT = 256 << 10, 1 << 20
-_THREADS, _AHEAD = 2, 4
+_THREADS, _AHEAD = 2, 2
 
 
 class TarBlob:
