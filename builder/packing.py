@@ -101,6 +101,8 @@ class Packer:
                 from builder.layers import estargz  # few images are of it
 
                 blob = replace(blob, annotations=estargz.labels(Digest.parse(record["table"]), tar_size))
+                if not store.has(blob.digest, blob.size):
+                    return None
                 return BuiltLayer(layer.name, blob, diff_id, tar_size, None, 0, listing, packed)
             found = self._ztoc(blob, store)
             if found is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -20,22 +19,28 @@ from typing import Any
 
 import judges
 import pytest
+from cacheworld import Builder
 from containernode import container_node
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import Layout
+from nixmachines import Machine
 from wheelmaker import deflate
 from world import PROFILE, World, run, write_project
 
 from builder.errors import HostileInputError, ToolError
+from builder.layercache.keys import SecretKey
 from builder.layers import zstd
 from builder.layers.pack import Open, PackedLayer, pack
 from builder.layers.plain import FRAME, TarBlob
 from builder.layers.stream import LayerStream
 from builder.layers.tar import Entry, Inline, Kind, Member, Region
+from builder.oci import lazy, spec
 from builder.oci.digest import Digest
+from builder.oci.spec import Descriptor
 from builder.soci import ztoc
 
+CI = SecretKey.generate("ci-1", bytes)
 SPAN = 1 << 18
 ZSTD: Open = partial(TarBlob, compress=zstd.encoder(zstd.VERSION, zstd.LEVEL))
 
@@ -247,8 +252,11 @@ def test_only_blobs_differ(variants: Mapping[str, Variant], world: World, tmp_pa
             f"application/vnd.oci.image.layer.v1.{types[kind]}"
         }
         assert variant.manifest["config"] == variants["gzip"].manifest["config"]
+        if kind == "gzip":
+            continue
+        mirror = {"LAYERWRIGHT_MIRRORS": str(world.root / "cache/layerwright")}
         for options in ([], ["--quick"]):
-            done = run(["verify", *options, variant.name], tmp_path, world.environment(tmp_path / kind))
+            done = run(["verify", *options, variant.name], tmp_path, world.environment(tmp_path / kind, **mirror))
             assert done.code == 0, done.out + done.err
         found = run(["diff", variants["gzip"].name, variant.name, "--format=json"], tmp_path, environ(world)).json
         assert [item["files"] for item in found["platforms"].values()] == [[]]
@@ -279,18 +287,68 @@ def test_inspect_says_who_starts_it_lazily(variants: Mapping[str, Variant], worl
             assert "Other clients pull it whole\n  layers 1 and 3: no ztoc in the SOCI index\n" in text
 
 
-def test_the_same_from_the_lock_alone(variants: Mapping[str, Variant], world: World, tmp_path: Path) -> None:
-    """By another process, with other threads; and a lock of one kind is stale for a profile of another."""
-    for kind in ("none", "zstd"):
-        folder = tmp_path / kind
-        shutil.copytree(variants[kind].profile.parent, folder, symlinks=True, ignore=shutil.ignore_patterns("out"))
-        other = world.environment(tmp_path / f"cache-{kind}", PYTHONHASHSEED="42", TZ="Asia/Kathmandu")
-        argv = ["publish", "-q", "--jobs", "1", "small.yaml", "oci:out"]
-        done = run(argv, folder, other, prefix=["taskset", "-c", str(min(os.sched_getaffinity(0)))])
-        assert done.digest == variants[kind].digest
-        assert Layout(folder / "out").blobs() == variants[kind].out.blobs()
-        (folder / "small.yaml").write_text(PROFILE)
-        assert run(["lock", "--check", "small.yaml"], folder, other).code == 3
+def test_which_clients_start_what() -> None:
+    """By the words of a manifest alone; above a layer that stargz-snapshotter leaves to it, containerd fetches all."""
+
+    def layer(number: int, media_type: str, *names: str) -> Descriptor:
+        return Descriptor(media_type, Digest(f"{number:064}"), 1, annotations=dict.fromkeys(names, "sha256:x"))
+
+    layers = [
+        layer(1, spec.LAYER_GZIP, lazy.TOC_DIGEST),
+        layer(2, spec.LAYER_ZSTD, lazy.TOC_DIGEST, "io.github.containers.zstd-chunked.manifest-checksum"),
+        layer(3, spec.LAYER_GZIP),
+        layer(4, spec.LAYER_GZIP, lazy.TOC_DIGEST),
+        layer(5, "application/x-other"),
+    ]
+    found = lazy.starts(layers, {layers[2].digest, layers[3].digest}, index=True)
+    assert [(start.kind, *start.clients) for start in found] == [
+        ("eStargz", lazy.STARGZ),
+        ("zstd:chunked", lazy.STARGZ),
+        ("gzip", lazy.SOCI),
+        ("eStargz", lazy.SOCI),
+        ("application/x-other",),
+    ]
+    assert found[3].why == "a ztoc; a table of contents, but layer 3 has none, and containerd fetches all from there on"
+    assert found[4].why == "nothing is known of layers of this type"
+    assert [start.why for start in lazy.starts(layers[2:3], (), index=False)] == ["no SOCI index"]
+
+
+def test_a_lock_of_one_kind_is_stale_for_another(variants: Mapping[str, Variant], world: World, tmp_path: Path) -> None:
+    """And what was said of zstd stays said, whatever new locks would say."""
+    project = variants["zstd"].profile.parent
+    shutil.copytree(project, tmp_path / "p", symlinks=True, ignore=shutil.ignore_patterns("out"))
+    lock = tmp_path / "p/small.lock.json"
+    older = lock.read_text().replace('"version": "1.5.7"\n', '"version": "1.5.6"\n')
+    lock.write_text(older)
+    assert run(["lock", "small.yaml"], lock.parent, environ(world)).code == 0
+    assert lock.read_text() == older
+    for text in (PROFILE, PROFILE + "  compression: none\n"):
+        (tmp_path / "p/small.yaml").write_text(text)
+        assert run(["lock", "--check", "small.yaml"], lock.parent, environ(world)).code == 3
+
+
+def test_a_layer_cache_has_them(variants: Mapping[str, Variant], world: World, tmp_path: Path) -> None:
+    """Each kind under a key of its own; whoever believes no signature reads them to their end."""
+    unsigned = {"LAYERWRIGHT_CACHE_UNSIGNED": "1"}
+    with judges.registry("docker-registry", tmp_path / "registry") as address:
+        for kind in ("zstd", "none"):
+            variant = variants[kind]
+            first = Builder(world, tmp_path / f"first-{kind}", address, secret=CI, more=dict(unsigned))
+            first.more |= {"XDG_CACHE_HOME": str(world.root / "cache")}
+            assert "2 of 2 layers sent" in first.build("cache", "fill", variant.profile).err
+            trust, more = ((CI,), {}) if kind == "zstd" else ((), unsigned)
+            taken = Builder(world, tmp_path / kind, address, trust=trust, more=dict(more)).publish(variant.profile)
+            assert taken["digest"] == variant.digest
+            assert "2 of 2 missing layers taken" in taken["notes"][0]
+
+
+def test_nix_makes_them(variants: Mapping[str, Variant], world: World, tmp_path: Path) -> None:
+    judges.require("nix")
+    machine = Machine(world, variants["zstd"].profile.parent, tmp_path / "machine")
+    done = machine("assemble", "--engine", "nix")
+    assert done.digest == variants["zstd"].digest
+    assert "nix: 3 wheels: built here" in done.err
+    subprocess.run(["chmod", "-R", "u+w", str(tmp_path)], check=False)
 
 
 def test_clients_read_them(variants: Mapping[str, Variant], world: World, tmp_path: Path) -> None:
@@ -315,6 +373,15 @@ def test_clients_read_them(variants: Mapping[str, Variant], world: World, tmp_pa
             place = Path(judge(*buildah, "mount", container).strip())
             assert all((place / path).read_bytes() == expected[path] for path in files)
             judge(*buildah, "rm", container)
+        chunked, place = judge(*buildah, "pull", "-q", f"{variants['none'].name}:latest").strip(), tmp_path / "chunked"
+        judge(*buildah, "push", "-q", "--compression-format=zstd:chunked", chunked, f"oci:{place}:v1")
+        shown = run(["inspect", f"oci:{place}", "--format=json"], tmp_path, environ(world)).json["platforms"][
+            "linux/amd64"
+        ]
+        assert {(layer["type"], *layer["lazy"]) for layer in shown["layers"]} == {("zstd:chunked",)}
+        assert "Podman and CRI-O can do without" in shown["layers"][0]["why"]
+        said = run(["inspect", f"oci:{place}"], tmp_path, environ(world)).out
+        assert "is not there, though the manifest names it: copy the image with all that is its\nAll clients" in said
     judge("skopeo", "copy", "--insecure-policy", f"{variants['none'].name}:latest", f"oci:{tmp_path / 'one'}:v1")
     judge("umoci", "unpack", "--rootless", "--image", f"{tmp_path / 'one'}:v1", tmp_path / "bundle")
     assert (tmp_path / "bundle/rootfs/app/zeta").read_bytes() == b"z"

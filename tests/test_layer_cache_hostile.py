@@ -245,6 +245,12 @@ RECORDS: dict[str, tuple[Callable[[Entry], None], str]] = {
     "one byte more": (lambda e: e.record["layer"].update(size=e.record["layer"]["size"] + 1), "3 wheels"),
     "one byte less": (lambda e: e.record["layer"].update(size=e.record["layer"]["size"] - 1), "3 wheels"),
     "no such blob": (_set("layer", "digest", to="sha256:" + "2" * 64), "3 wheels is not taken"),
+    "another type": (
+        _set("layer", "type", to=spec.LAYER_ZSTD),
+        "it is of the type application/vnd.oci.image.layer.v1.tar+zstd",
+    ),
+    "no type": (_set("layer", "type", to="text/plain"), "'text/plain' is no type of a layer"),
+    "no type at all": (_set("layer", "type", to=["x"]), "cannot be read"),
     "no layer": (_set("layer", to=None), "cannot be read"),
     "licences": (_set("licences", to={"x": {"expression": 1}}), "another form"),
     "list too large": (_set("listing", "size", to=entry.MAX_LISTING + 1), "its list of files has"),

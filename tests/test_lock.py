@@ -160,6 +160,20 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "negative format": (lambda d: d.update(format=-1), r"\$\.format: -1 is no format"),
     "text for the format": (lambda d: d.update(format="1"), r"\$\.format: expected a whole number"),
     "truth for the format": (lambda d: d.update(format=True), r"\$\.format: expected a whole number"),
+    "a compression of nobody": (lambda d: d.update(compression={"kind": "lz4"}), "'lz4' is no compression"),
+    "none of a version": (
+        lambda d: d.update(compression={"kind": "none", "version": "1"}),
+        "no version or level of none",
+    ),
+    "zstd without a level": (lambda d: d.update(compression={"kind": "zstd", "version": "1.5.7"}), "is no zstd"),
+    "zstd of a level beyond": (
+        lambda d: d.update(compression={"kind": "zstd", "version": "1.5.7", "level": 99}),
+        "'1.5.7' at level 99 is no zstd",
+    ),
+    "zstd of a strange version": (
+        lambda d: d.update(compression={"kind": "zstd", "version": "1.5;x", "level": 3}),
+        "'1.5;x' at level 3 is no zstd",
+    ),
     "no time": (lambda d: d.update(created="yesterday"), "'yesterday' is no time"),
     "a zone": (lambda d: d.update(created="2026-01-31T12:00:00+01:00"), "is no time"),
     "no profile": (lambda d: d.pop("profile"), r"\$\.profile: .*missing"),

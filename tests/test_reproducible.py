@@ -123,6 +123,31 @@ def test_the_same_image_as_estargz(world: World, small: Path, other_build: Path,
     assert builds[0] == builds[1] == builds[2]
 
 
+@pytest.mark.parametrize("kind", ["zstd", "none"])
+def test_the_same_image_compressed_otherwise(
+    kind: str, world: World, small: Path, other_build: Path, tmp_path: Path
+) -> None:
+    """By one thread or several, by another library that has the same zstd, whichever library inflates."""
+    stub = tmp_path / "stub"
+    for library in ("zlib_ng", "backports") if sys.version_info < (3, 14) else ("zlib_ng",):
+        (stub / library).mkdir(parents=True)
+        (stub / library / "__init__.py").write_text(NO_ZLIB_NG)
+    builds: list[tuple[dict[str, bytes], bytes]] = []
+    for name, build, more in (
+        ("one CPU", BUILD, {"PYTHONPATH": str(stub)}),
+        ("backwards", other_build, {"PYTHONHASHSEED": "7"}),
+    ):
+        variation = VARIATIONS[name]
+        text = f"{small.read_text()}  compression: {kind}\n"
+        profile = write_project(tmp_path / name / "project", text, backwards=variation.backwards)
+        environ = world.environment(tmp_path / name / "cache", **variation.environ, **more)
+        argv = ["publish", "-q", profile, f"oci:{tmp_path / name}-out"]
+        done = run(argv, tmp_path, environ, build=build, prefix=variation.prefix)
+        assert done.digest != first(small)
+        builds.append((Layout(tmp_path / f"{name}-out").blobs(), profile.with_suffix(".lock.json").read_bytes()))
+    assert builds[0] == builds[1]
+
+
 def test_the_same_image_with_cuda(world: World, tmp_path: Path) -> None:
     """Its links come from the wheels' directories, and its variables from the lock."""
     world.index.publish(*cudawheels.all_wheels())

@@ -119,6 +119,19 @@ def test_an_image_starts_lazily(real: Real, folder: Path, path: str) -> None:
     assert whole.spans == 0
 
 
+def test_plain_layers_start_lazily_too(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
+    shutil.copytree(real.profile.parent / "real", tmp_path / "real")
+    shutil.copy(real.profile.with_suffix(".lock.json"), tmp_path)
+    (tmp_path / "real.yaml").write_text(f"{real.profile.read_text()}  compression: none\n")
+    argv = ["publish", "-q", "--lock", "--no-attach", "real.yaml", "oci:out"]
+    assert run(argv, tmp_path, {**os.environ, "XDG_CACHE_HOME": str(real.cache)}).code == 0
+    found = started(folder, path, f"oci:{tmp_path / 'out'}", "--entrypoint", "python", "--", "-c", "print(1)")
+    (cold,) = found.starts
+    assert cold.status == 0
+    assert cold.spans > 0
+    assert cold.bytes < found.size / 2
+
+
 def test_several_starts_by_an_address_that_answers(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
     port = judges.free_port()
     serve = ("--ready", f"http://127.0.0.1:{port}/", "--entrypoint", "python", "--svg", tmp_path / "picture.svg")

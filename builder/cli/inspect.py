@@ -144,7 +144,7 @@ def _lazy(image: ExaminedImage, attached: Sequence[Attached]) -> list[str]:
     lines.append("Other clients pull it whole" if clients else "All clients pull it whole")
     whole: dict[str, list[int]] = {}
     for number, layer in enumerate(layers, 1):
-        if not layer.start.clients or layer.start.why != lazy.HAS_ZTOC:
+        if not layer.start.clients:
             whole.setdefault(layer.start.why, []).append(number)
     return [*lines, *(f"  {_numbers(numbers)}: {why}" for why, numbers in whole.items())]
 

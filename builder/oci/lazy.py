@@ -23,7 +23,6 @@ CLIENTS = {SOCI: "0.10 or newer", STARGZ: ""}
 TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 """The annotation of an eStargz layer, or one of zstd:chunked, that tells the digest of its table of contents."""
 
-HAS_ZTOC = "a ztoc"
 _CHUNKED = (
     "io.github.containers.zstd-chunked.manifest-checksum",  # Podman, Buildah, Skopeo
     "io.containers.zstd-chunked.manifest-checksum",  # stargz-snapshotter
@@ -67,7 +66,7 @@ def _start(layer: Descriptor, has_ztoc: bool, index: bool, below: str) -> LayerS
     clients, reasons = [], []
     if has_ztoc:
         clients.append(SOCI)
-        reasons.append(HAS_ZTOC)
+        reasons.append("a ztoc")
     if kind in ("eStargz", "zstd:chunked"):
         if TOC_DIGEST not in layer.annotations:
             reasons.append("no annotation tells the digest of the table of contents; Podman and CRI-O can do without")
