@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -95,8 +95,8 @@ class ChunkedGzip:
     def flush(self) -> int:
         """Ends the member; the offset of the next one."""
         if self._plain:
-            self._member(bytes(self._compressor.compress(self._plain)), self._plain)
-            self._plain.clear()
+            self._member([self._compressor.compress(self._plain)], self._plain)
+            self._plain = bytearray()
         return self.size
 
     def chunk(self, data: bytes, start: int) -> Chunk:
@@ -131,21 +131,22 @@ class ChunkedGzip:
         for native in (self._inflate, self._head, self._compressor):
             native.close()
 
-    def _member(self, packed: bytes | bytearray, data: bytes | bytearray | memoryview) -> None:
-        """Writes a member: a whole deflate stream, and what it inflates to."""
+    def _member(self, packed: Iterable[bytes | memoryview], data: bytes | bytearray | memoryview) -> None:
+        """Writes a member: a whole deflate stream in parts, and what it inflates to."""
         self._write(HEADER)
-        self._write(packed)
+        for part in packed:
+            self._write(part)
         self._write(self._crc32(data, 0).to_bytes(4, "little") + len(data).to_bytes(4, "little"))
         self._tar.update(data)
         self.tar_size += len(data)
         self._advance(len(data))
 
-    def _write(self, data: bytes | bytearray) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         self._blob.update(data)
         self._file.write(data)
         self.size += len(data)
 
-    def _opened(self, data: bytes) -> bytearray:
+    def _opened(self, data: bytes) -> bytes:
         """`data` compressed, as blocks that end on a byte and of which none is the last of its stream."""
         packed = bytearray(self._compressor.compress(data))
         out = bytearray(len(data) + 1)
@@ -159,7 +160,7 @@ class ChunkedGzip:
                 break
             header = 8 * (len(packed) - left) - (kind & 7)
         packed[header >> 3] &= ~(1 << (header & 7))
-        return packed + (JOIN if kind & 7 >= 3 else b"\x00" + JOIN)
+        return bytes(packed) + (JOIN if kind & 7 >= 3 else b"\x00" + JOIN)
 
 
 class _Cutter:
@@ -267,12 +268,12 @@ class _Cutter:
         out, first, at = self._out, self._first, end.at
         data = self._view[:at]
         offset = out.size
-        if first and (first.at < at):
-            packed = out._opened(bytes(data[: first.at])) if first.at else bytearray()
-            packed += self._verbatim(first.bit, end.bit, whole=last)
+        if first and first.at < at:
+            head = [out._opened(bytes(data[: first.at]))] if first.at else []
+            with memoryview(self._raw) as raw:
+                out._member([*head, *self._verbatim(raw, first.bit, end.bit, whole=last)], data)
         else:
-            packed = bytearray(out._compressor.compress(bytes(data)))
-        out._member(packed, data)
+            out._member([out._compressor.compress(bytes(data))], data)
         self._content.update(data)
         digest = Digest(hashlib.sha256(data).hexdigest())
         if self._sha256:
@@ -286,20 +287,16 @@ class _Cutter:
         self._first = None
         self._last = _Mark(end.bit, 0)
 
-    def _verbatim(self, begin: int, end: int, whole: bool) -> bytearray:
+    def _verbatim(self, raw: memoryview, begin: int, end: int, whole: bool) -> Iterator[bytes | memoryview]:
         """The blocks from one bit of the stream to another, as the end of a stream; `whole`, if the last one ends it already."""
-        piece = self._raw[(begin >> 3) - self._base : (end + 7 >> 3) - self._base]
-        filler = _FILLERS[begin & 7]
-        piece[0] = (piece[0] >> (begin & 7)) << (begin & 7) | filler[-1]
+        start, stop, used = (begin >> 3) - self._base, (end >> 3) - self._base, end & 7
+        filler, cut = _FILLERS[begin & 7], begin & 7
+        raw[start] = (raw[start] >> cut) << cut | filler[-1]
+        yield filler[:-1]
+        yield raw[start:stop]
         if not whole:
-            used = end & 7
-            if used:
-                piece[-1] &= (1 << used) - 1
-                final = _FINAL[0] << used | piece.pop()
-            else:
-                final = _FINAL[0]
-            piece += final.to_bytes(used + _FINAL[1] + 7 >> 3, "little")
-        return bytearray(filler[:-1]) + piece
+            final = _FINAL[0] << used | (raw[stop] & (1 << used) - 1 if used else 0)
+            yield final.to_bytes(used + _FINAL[1] + 7 >> 3, "little")
 
 
 def _filler(bits: int) -> bytes:

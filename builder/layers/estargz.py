@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def pack(
                 f"/{entry.path}: the eStargz format has a file of this name for itself",
                 hint="leave the file out, or remove `publish.lazy`",
             )
-    rows: list[dict[str, object]] = []
+    rows = _Rows()
     with blob.open("wb") as out, Sources() as sources:
         writer = ChunkedGzip(out, advance, chunk_size)
         try:
@@ -97,7 +97,7 @@ def pack(
             _entry(writer, Entry(landmark, content=Inline(_LANDMARK)), sources, rows)
             for entry in entries[prefetched:]:
                 crc32s.append(_entry(writer, entry, sources, rows))
-            toc = json.dumps({"version": 1, "entries": rows}, separators=(",", ":"), ensure_ascii=False).encode()
+            toc = rows.table()
             start = writer.flush()
             head = tar.header(Entry(TOC, content=Inline(toc)))
             writer.plain(head + toc + tar.padding(len(toc)) + tar.END)  # at once: readers look at one member only
@@ -108,7 +108,22 @@ def pack(
     return PackedLayer(digest, writer.size, diff_id, no_spans, tuple(crc32s), Digest.of(toc))
 
 
-def _entry(writer: ChunkedGzip, entry: Entry, sources: Sources, rows: list[dict[str, object]]) -> int:
+class _Rows:
+    """The rows of a table, kept as text."""
+
+    def __init__(self) -> None:
+        self._text = bytearray(b'{"version":1,"entries":')
+
+    def add(self, row: Mapping[str, object]) -> None:
+        self._text += b"," if self._text.endswith(b"}") else b"["
+        self._text += json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def table(self) -> bytes:
+        """The whole document; there is at least one row."""
+        return bytes(self._text + b"]}")
+
+
+def _entry(writer: ChunkedGzip, entry: Entry, sources: Sources, rows: _Rows) -> int:
     """Packs an entry, and adds what the table says of it; the CRC-32 of its content."""
     writer.plain(tar.header(entry))
     row: dict[str, object] = {"name": entry.path, "type": _TYPES[entry.kind]}
@@ -116,10 +131,10 @@ def _entry(writer: ChunkedGzip, entry: Entry, sources: Sources, rows: list[dict[
         row["name"] = entry.path + "/"
     row |= {"modtime": _time(entry.mtime), "mode": entry.mode}
     row |= {key: value for key, value in (("uid", entry.uid), ("gid", entry.gid)) if value}
-    rows.append(row)
     if entry.kind is Kind.SYMLINK:
         row["linkName"] = entry.linkname
     if entry.kind is not Kind.FILE:
+        rows.add(row)
         return 0
     crc32, chunks, sha256 = _content(writer, entry, sources)
     writer.plain(tar.padding(entry.size))
@@ -127,11 +142,12 @@ def _entry(writer: ChunkedGzip, entry: Entry, sources: Sources, rows: list[dict[
         row |= {"size": entry.size, "digest": f"sha256:{sha256}"}
     for number, chunk in enumerate(chunks):
         if number:
+            rows.add(row)
             row = {"name": entry.path, "type": "chunk", "chunkOffset": chunk.start}
-            rows.append(row)
         row |= {"offset": chunk.offset, "chunkDigest": str(chunk.digest)}
         if number < len(chunks) - 1:  # without it, a chunk reaches to the end of the file
             row["chunkSize"] = chunk.size
+    rows.add(row)
     return crc32
 
 
