@@ -28,6 +28,8 @@ _SMALLEST_NORMAL, _INFINITE = 0x38800000, 0x477FF000
 _NONE = {"F16": 0x7E00, "BF16": 0x7FC0}
 _PIECE = 1 << 16
 """Elements at a time: what fits the caches of a core."""
+_PIECE_OF_HALF = 1 << 15
+"""The same, where more is kept beside them."""
 _spare = threading.local()
 
 
@@ -67,8 +69,9 @@ def cast(raw: Any, dtype: str, target: str, out: Any, *, clamp: bool) -> Errors:
     numbers = floats(raw, dtype)
     written = np.frombuffer(out, "<u2")
     errors = Errors()
-    for start in range(0, len(numbers), _PIECE):
-        errors += _cast(numbers[start : start + _PIECE], written[start : start + _PIECE], target, clamp)
+    piece = _PIECE_OF_HALF if target == "F16" else _PIECE
+    for start in range(0, len(numbers), piece):
+        errors += _cast(numbers[start : start + piece], written[start : start + piece], target, clamp)
     return errors
 
 
@@ -138,6 +141,10 @@ def pack(out: Any, columns: int) -> Any:
 
 
 def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -> Errors:
+    if target == "F16" and part.dtype == np.float32:
+        found = _to_half(part, out)
+        if found is not None:
+            return found
     clamped = unbounded = 0
     if not max(part.max(), -part.min()) < _OVERFLOWS[target]:  # so that it is also true of no number
         bounded = np.isfinite(part)
@@ -153,6 +160,41 @@ def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -
         part, near = part[bounded], near[bounded]
     found = _errors(part, near)
     return Errors(found.largest, found.signal, found.noise, clamped, unbounded)
+
+
+def _to_half(part: Floats, out: npt.NDArray[np.uint16]) -> Errors | None:
+    """Writes float32 as `F16` to `out`; None, and nothing useful there, where a number is near the end of `F16` or beyond.
+
+    To a number with the exponent e, 2**(e + 13) is added: what is left of it in float32 then are the bits that `F16` has, as the
+    processor rounds. Of numbers below 2**-14, the smallest with all bits, e is that of the smallest. There is little
+    arithmetic on 32 bits and much on 16, which takes a quarter of the time.
+    """
+    bits = np.ascontiguousarray(part, "<f4").view(np.uint32)
+    wide, near = _scratch("wide", len(bits), np.uint32), _scratch("near", len(bits), np.float32)
+    added, sign = _scratch("added", len(bits), np.uint32), _scratch("sign", len(bits), np.uint16)
+    exponent = _scratch("exponent", len(bits), np.uint16)
+    np.right_shift(bits, 16, out=wide)
+    np.copyto(sign, wide, casting="unsafe")
+    np.bitwise_and(sign, 0x7FFF, out=exponent)
+    if not len(bits) or exponent.max() >= _INFINITE >> 16:
+        return None
+    np.bitwise_and(exponent, 0x7F80, out=exponent)
+    np.maximum(exponent, _SMALLEST_NORMAL >> 16, out=exponent)
+    np.add(exponent, 13 << 7, out=exponent)
+    np.copyto(added, exponent)
+    np.left_shift(added, 16, out=added)
+    np.bitwise_and(bits, 0x7FFFFFFF, out=wide)
+    magnitude, power = wide.view(np.float32), added.view(np.float32)
+    np.add(magnitude, power, out=near)
+    np.copyto(out, near.view(np.uint32), casting="unsafe")
+    np.left_shift(exponent, 3, out=exponent)
+    np.subtract(exponent, (_SMALLEST_NORMAL >> 13) + (13 << 10) & 0xFFFF, out=exponent)
+    np.add(out, exponent, out=out)
+    np.bitwise_and(sign, 0x8000, out=sign)
+    np.bitwise_or(out, sign, out=out)
+    np.subtract(near, power, out=near)
+    np.subtract(near, magnitude, out=near)
+    return Errors(float(max(near.max(), -near.min())), _power(part), _power(near))
 
 
 def _round(part: Floats, out: npt.NDArray[np.uint16], target: str) -> npt.NDArray[np.float32]:

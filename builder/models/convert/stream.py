@@ -82,29 +82,32 @@ def write(
     size = len(head) + sum(output.size for output in made)
     with source.location.open("rb") as file, files.replacing(target) as out, open(out.name, "rb") as written:
         before = _state(file.fileno())
-        conversion = _Conversion(source.file.path, file.fileno(), out.fileno(), target, clamp)
-        conversion.put(head, 0)
-        hashing = _Hashing(written.fileno(), stretches)
         # Scales come with the rows that they are of, and are somewhere else in the file: it is whole in the end only.
         in_order = not any(output.making == "scale" for output in made)
+        alone = jobs == 1 or source.file.size < _ALONE
+        passing = hashlib.sha256() if alone and in_order else None
+        conversion = _Conversion(source.file.path, file.fileno(), out.fileno(), target, clamp, passing)
+        conversion.put(head, 0)
+        hashing = _Hashing(written.fileno(), stretches)
 
         def note(done: tuple[int, dict[str, Errors]]) -> None:
             number, found = done
             for name, each in found.items():
                 errors[name] = errors.get(name, Errors()) + each
-            if in_order:
+            if in_order and not passing:
                 hashing.there(number)
 
         try:
-            if jobs == 1 or source.file.size < _ALONE:
-                hashing.start()
+            if alone:
+                if not passing:
+                    hashing.start()
                 for stretch in stretches:
                     note(conversion(stretch, advance))
             else:
                 workers.run(conversion, stretches, jobs, advance, started=hashing.start, done=note)
             for stretch in () if in_order else stretches:
                 hashing.there(stretch.number)
-            digest = hashing.digest()
+            digest = passing.hexdigest() if passing else hashing.digest()
         finally:
             hashing.stop()
         if _state(file.fileno()) != before:
@@ -113,9 +116,12 @@ def write(
 
 
 class _Conversion:
-    """What a worker does; its files are open where it was forked from."""
+    """What a worker does; its files are open where it was forked from. `passing` hashes all that is put."""
 
-    def __init__(self, path: str, source: int, target: int, name: Path, clamp: bool) -> None:
+    def __init__(
+        self, path: str, source: int, target: int, name: Path, clamp: bool, passing: hashlib._Hash | None
+    ) -> None:
+        self._passing = passing
         self._path = path
         self._source = source
         self._target = target
@@ -137,8 +143,10 @@ class _Conversion:
         return stretch.number, errors
 
     def put(self, data: Any, at: int) -> None:
-        """Writes bytes of the target."""
+        """Writes bytes of the target, and hashes them if all come in order."""
         view = memoryview(data)
+        if self._passing:
+            self._passing.update(view)
         try:
             while view:
                 count = os.pwrite(self._target, view, at)
