@@ -8,12 +8,16 @@ let
     inherit system;
     runtime = builtins.unsafeDiscardStringContext "${./engine.nix}";
     files.${digest} = { };
+    lock = "{}";
+    inputs = [ digest ];
+    rendered = { };
     layers.key-smoke = { name = "a-layer"; spec = "{}"; files = [ digest ]; };
   };
   image = lib.mkImage plan;
   text = builtins.toJSON {
     inherit (lib) version;
-    image = builtins.unsafeDiscardStringContext image.all.drvPath;
+    all = builtins.unsafeDiscardStringContext image.all.drvPath;
+    image = builtins.unsafeDiscardStringContext image.image.drvPath;
     layer = builtins.unsafeDiscardStringContext image.layers.key-smoke.drvPath;
   };
 in

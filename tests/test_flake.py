@@ -53,7 +53,8 @@ def test_check(flake: Path, store: Path) -> None:
     (built,) = json.loads(nixworld.nix(store, *argv))
     told = json.loads((store / "nix" / built["outputs"]["out"].removeprefix("/")).read_bytes())
     assert told["version"] == __version__
-    assert re.fullmatch(r"/nix/store/\w{32}-smoke-layers\.drv", told["image"])
+    assert re.fullmatch(r"/nix/store/\w{32}-smoke-layers\.drv", told["all"])
+    assert re.fullmatch(r"/nix/store/\w{32}-smoke-image\.drv", told["image"])
     assert re.fullmatch(r"/nix/store/\w{32}-a-layer\.drv", told["layer"])
 
 

@@ -59,6 +59,22 @@ def test_another_store_of_ours_takes_what_nix_has(nix_machines: Machines, built:
     assert "fetch" not in done.err
 
 
+def test_layers_of_another_form(nix_machines: Machines, tmp_path: Path) -> None:
+    """Those that have no ztoc, too."""
+    project = tmp_path / "project"
+    shutil.copytree(nix_machines.project, project, symlinks=True)
+    profile = project / "small.yaml"
+    profile.write_text(re.sub(r"(?ms)^publish:.*", "publish: {lazy: estargz}\n", profile.read_text()))
+    here = Machine(nix_machines.world, project, tmp_path / "here")
+    assert here("lock").code == 0
+    expected = here("assemble").digest
+    assert expected != nix_machines.digest
+    done = Machine(nix_machines.world, project, tmp_path / "there")("assemble", "--engine", "nix")
+    assert done.digest == expected
+    assert "3 wheels: built here" in done.err
+    subprocess.run(["chmod", "-R", "u+w", str(tmp_path)], check=False)
+
+
 def test_a_remote_builder_gives_the_same(nix_machines: Machines) -> None:
     machine = nix_machines.new("near")
     far = machine.root / "far"

@@ -385,7 +385,10 @@ def test_locks_that_lie(change_it: Callable[[Any], object], message: str, copy: 
 
 
 def test_flakes_stay_until_they_are_moved(project: Path, tmp_path: Path) -> None:
-    """A flake beside the profile is asked whenever a lock is made, one elsewhere when it is to move."""
+    """A flake beside the profile is asked whenever a lock is made, one elsewhere when it is to move; Nix's settings need not allow
+    flakes."""
+    plain = nixworld.SETTINGS.replace("experimental-features = nix-command flakes\n", "")
+    assert plain != nixworld.SETTINGS
     flake = tmp_path / "flake"
     shutil.copytree(project, flake, ignore=shutil.ignore_patterns("nix", "cache", "out", "*.json", "flat", "unpacked"))
     (flake / "flake.nix").write_text(
@@ -394,7 +397,7 @@ def test_flakes_stay_until_they_are_moved(project: Path, tmp_path: Path) -> None
     change(flake, "builtins.currentSystem", '"x86_64-linux"', "default.nix")
     for name, reference in (("near", "./flake#app"), ("far", f"path:{flake}#app")):
         (tmp_path / f"{name}.yaml").write_text(f"profile: 1\nname: {name}\nnix: ['{reference}']\n")
-        assert build(tmp_path, ["lock", f"{name}.yaml"]).err.startswith("wrote")
+        assert build(tmp_path, ["lock", f"{name}.yaml"], NIX_CONFIG=plain).err.startswith("wrote")
     (near,), (far,) = locked(tmp_path, "near").roots, locked(tmp_path, "far").roots
     assert near.outputs == far.outputs
     assert near.expressions
