@@ -51,7 +51,7 @@ class Publishing:
     def ready(self, layer: BuiltLayer) -> None:
         """Begins to send a layer of the store, and its ztoc."""
         for descriptor in filter(None, (layer.blob, layer.ztoc)):
-            self._delivery.offer(self._stored(descriptor))
+            self._delivery.offer(self._stored(descriptor, known=layer.packed))
 
     def offer(self, blob: Blob) -> None:
         """Begins to send something else that belongs there: a file of a model."""
@@ -99,7 +99,7 @@ class Publishing:
         if not self._store.verify(digest):
             raise DamagedError(f"{self._store.path(digest)}: the bytes are damaged") from error
 
-    def _stored(self, descriptor: Descriptor) -> Blob:
+    def _stored(self, descriptor: Descriptor, *, known: bool = False) -> Blob:
         path = self._store.path(descriptor.digest)
 
         def wrong(why: str) -> BuilderError:
@@ -115,7 +115,7 @@ class Publishing:
             with Checked(file, descriptor, wrong) as stream:
                 yield stream  # type: ignore[misc]
 
-        return Blob(descriptor, opened, path)
+        return Blob(descriptor, opened, path, known=known)
 
 
 def publish(

@@ -197,6 +197,13 @@ def test_a_damaged_layer_of_the_store_is_made_again(plain: str, small: Path, wor
     assert "it is made again" in done.err
     assert path.read_bytes() == data
     assert digest_at(name) == done.digest == first["digest"]
+    path.unlink()
+    path.write_bytes(data[:1000] + b"!" + data[1001:])
+    done = run(["publish", small, "oci:linked"], tmp_path, environment)
+    assert "it is made again" in done.err
+    assert done.digest == first["digest"]
+    linked = RawLayout(tmp_path / "linked").path(Digest.parse(layer["digest"]))
+    assert (linked.read_bytes(), linked.stat().st_ino) == (data, path.stat().st_ino)
     copied = run(["copy", name, "oci:back"], tmp_path, environment)
     assert copied.digest == done.digest
     assert RawLayout(tmp_path / "back").path(Digest.parse(layer["digest"])).read_bytes() == data

@@ -56,10 +56,13 @@ class Layout:
         descriptor: Descriptor,
         open: Callable[[], AbstractContextManager[BinaryIO]],
         path: Path | None = None,
+        *,
+        known: bool = False,
     ) -> Outcome:
         """The blob is there afterwards: as a hard link to `path` where that is possible (mounted), else as a copy (moved).
 
-        What is copied is checked. Raises `LayoutError`, and what reading raises.
+        Its bytes are checked first, unless they are `known`: those of a file that was written and hashed just now. Raises
+        `LayoutError`, and what reading raises.
         """
         if self.has(descriptor):
             return Outcome.PRESENT
@@ -68,8 +71,12 @@ class Layout:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.is_file():
                 target.unlink(missing_ok=True)  # it is damaged
-            if path is not None and _linked(path, target):
-                return Outcome.MOUNTED
+            if path is not None and _can_link(path, target):
+                if not known:
+                    with open() as stream:
+                        _read(checked(stream, descriptor, _wrong(descriptor)))
+                if _linked(path, target):
+                    return Outcome.MOUNTED
         with open() as stream, _explained(self.root), replacing(target) as writer:
             shutil.copyfileobj(checked(stream, descriptor, _wrong(descriptor)), writer, _BLOCK)
         return Outcome.MOVED
@@ -268,6 +275,20 @@ def _listed(entries: list[dict[str, Any]], descriptor: Descriptor) -> list[dict[
 
 def _wrong(descriptor: Descriptor) -> Callable[[str], LayoutError]:
     return lambda why: LayoutError(f"the bytes given for {descriptor.digest} are wrong: {why}", hint="try again")
+
+
+def _can_link(source: Path, target: Path) -> bool:
+    """Whether a hard link is likely to work."""
+    try:
+        return source.stat().st_dev == target.parent.stat().st_dev
+    except OSError:
+        return False
+
+
+def _read(stream: BinaryIO) -> None:
+    buffer = bytearray(_BLOCK)
+    while stream.readinto(buffer):  # type: ignore[attr-defined] # a raw stream
+        pass
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -36,12 +36,14 @@ class Blob:
     """A blob that is to be delivered: `open` gives its bytes, checked, each time it is called; `path` as in `Target`.
 
     One that comes from a `remote` place may be fetched into a file, too, faster and going on where it was interrupted.
+    `known` says that the file at `path` was written, and hashed, in this run.
     """
 
     descriptor: Descriptor
     open: Callable[[], AbstractContextManager[BinaryIO]]
     path: Path | None = None
     remote: Remote | None = None
+    known: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,11 @@ class Delivery:
                 outcome = target.put_blob(descriptor, blob.open)
         else:
             counter = counted = _Counter(self._advance, self._stop)
-            outcome = target.put_blob(descriptor, lambda: counted.counted(blob.open), blob.path)
+            way = partial(counted.counted, blob.open)
+            if isinstance(target, Layout):
+                outcome = target.put_blob(descriptor, way, blob.path, known=blob.known)
+            else:
+                outcome = target.put_blob(descriptor, way, blob.path)
         if counter is not None:
             counter.complete(descriptor.size)
         elif outcome is not Outcome.MOVED:
