@@ -18,26 +18,31 @@ from typing import Any
 import deflate as libdeflate
 import judges
 import pytest
+from cacheworld import Entry as CacheEntry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import Layout
 from test_fuzz_wheel import EDITS, SLOW, edited
+from test_layer_cache_hostile import Notes, Side
 from test_layers import STREAMS, Spool, both_engines, data_of, flushed, noise, prose, stored
 from wheelmaker import deflate as deflated
 from world import PROFILE, World, run, write_project
 
 from builder import lock as locks
+from builder import plan as plans
 from builder.errors import HostileInputError
+from builder.layercache.cache import Trust
 from builder.layers import chunked, estargz, tablecheck, tar
 from builder.layers.estargz import pack
 from builder.layers.pack import PackedLayer
-from builder.layers.tablecheck import TableCheck, TableFault
+from builder.layers.tablecheck import TableFault
 from builder.layers.tar import Entry, Inline, Kind, Region
-from builder.layers.untar import TarReader
 from builder.lock import LockedCompression, SociSettings, checks
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.lazy import TOC_DIGEST
+from builder.packing import Folder, Packer
+from builder.store import Store
 
 KIB, MIB = 1 << 10, 1 << 20
 CHUNK = 64 * KIB
@@ -289,14 +294,8 @@ def test_damaged_streams(tmp_path_factory: pytest.TempPathFactory, name: str, ed
 
 
 def checked(blob: Path, toc: Digest) -> list[TableFault]:
-    check = TableCheck(toc)
-    with blob.open("rb") as file, TarReader(file, check) as reader:
-        while member := reader.next():
-            check.member(member.entry, len(member.header))
-            for piece in reader.content():
-                check.content(piece)
-    check.finish()
-    return check.faults
+    with blob.open("rb") as file:
+        return tablecheck.faults(file, toc)
 
 
 @pytest.mark.parametrize(("chunk", "least"), [(0, 0), (50_000, 0), (50_000, 200_000), (0, 10_000_000)])
@@ -535,6 +534,33 @@ def test_a_manifest_that_names_another_table(
     done = run(["verify", "--quick", f"oci:{layout.root}"], tmp_path, world.environment(world.root / "cache"))
     assert done.code == 3
     assert "table: the table has the digest" in done.out
+
+
+def test_a_layer_cache(image: tuple[Path, Layout, dict[str, Any]], world: World, tmp_path: Path) -> None:
+    """It has the digest of the table; who believes all that can write to it reads the table, too."""
+    plan = plans.plan(locks.parse(image[0].with_suffix(".lock.json").read_text(), "lock"))
+    with judges.registry("docker-registry", tmp_path / "registry") as at:
+        filled = Side(Store(world.root / "cache/layerwright"), at, "e/stargz", plan, Trust((), unsigned=True))
+        assert filled.cache().push(filled.layers, plan.soci) == 2
+        mate = replace(filled, store=Store(tmp_path / "mate"), notes=Notes())
+        mate.pull()
+        assert mate.there() == [True, True]
+        packer = Packer(mate.store.root, Folder(Path()), plan.soci)
+        taken = [packer.known(layer, mate.store) for layer in mate.layers]
+        assert [layer.blob.annotations for layer in taken if layer] == [
+            layer["annotations"] for layer in image[2]["layers"][:2]
+        ]
+        for found in CacheEntry.all_at(at, "e/stargz"):
+            assert found.record["layer"].pop("table")
+            found.put()
+        without = replace(filled, store=Store(tmp_path / "without"), notes=Notes())
+        assert "has no table" in without.pull()
+        for found in CacheEntry.all_at(at, "e/stargz"):
+            found.record["layer"]["table"] = str(Digest.of(b""))
+            found.put()
+        other = replace(filled, store=Store(tmp_path / "other"), notes=Notes())
+        assert "the table has the digest" in other.pull()
+        assert other.there() == without.there() == [False, False]
 
 
 def test_ordinary_clients_read_it(image: tuple[Path, Layout, dict[str, Any]], tmp_path: Path) -> None:

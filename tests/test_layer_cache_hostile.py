@@ -249,6 +249,8 @@ RECORDS: dict[str, tuple[Callable[[Entry], None], str]] = {
         _set("layer", "type", to=spec.LAYER_ZSTD),
         "it is of the type application/vnd.oci.image.layer.v1.tar+zstd",
     ),
+    "a table": (_set("layer", "table", to="sha256:" + "3" * 64), "it is of eStargz"),
+    "no table": (_set("layer", "table", to=""), "not a sha256 digest"),
     "no type": (_set("layer", "type", to="text/plain"), "'text/plain' is no type of a layer"),
     "no type at all": (_set("layer", "type", to=["x"]), "cannot be read"),
     "no layer": (_set("layer", to=None), "cannot be read"),

@@ -14,6 +14,7 @@ from builder.layercache.memory import ORIGIN
 from builder.layers import foreign
 from builder.layers.stream import LayerError
 from builder.lock import SociSettings
+from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.packing import Folder, Packer, ztoc_key
 from builder.parallel import Stop
@@ -121,6 +122,13 @@ class Taker:
         if told != (record.blob.size, record.tar_size, made.span_size, made.spans):
             raise LyingCacheError("its ztoc is that of another layer")
 
+    def _check_table(self, record: Record, table: Digest) -> None:
+        from builder.layers import tablecheck  # few layers have one
+
+        with self.store.path(record.blob.digest).open("rb") as blob:
+            for fault in tablecheck.faults(blob, table, self.stop.check):
+                raise LyingCacheError(fault.message)
+
     def _scan(self, record: Record, wanted: bool) -> None:
         """Reads the layer to its end, checks what is said of it, and makes its ztoc."""
         store = self.store
@@ -137,6 +145,8 @@ class Taker:
                 raise LyingCacheError(f"it is no layer: {error}") from error
             if (scanned.figures.diff_id, scanned.figures.tar_size) != (record.diff_id, record.tar_size):
                 raise LyingCacheError("its tar is another one than its record says")
+            if record.table:
+                self._check_table(record, record.table)
             if not wanted:
                 return
             if scanned.spans is None:

@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, BinaryIO
 
 from builder.layers.estargz import TOC
 from builder.layers.spans import TocEntry
 from builder.layers.stream import Witness
+from builder.layers.untar import TarReader
 from builder.oci.digest import Digest
 
 MAX_TABLE = 32 << 20
@@ -194,6 +195,19 @@ class TableCheck:
             at += 16
         if not shared and at != len(self._known):
             self.faults.append(TableFault("the table ends before the layer does"))
+
+
+def faults(blob: BinaryIO, digest: Digest, check: Callable[[], None] = lambda: None) -> list[TableFault]:
+    """Reads a whole layer: what of its table, of that digest, is wrong. `check` may stop it. Raises `LayerError`."""
+    table = TableCheck(digest)
+    with TarReader(blob, table) as reader:
+        while member := reader.next():
+            table.member(member.entry, len(member.header))
+            for piece in reader.content():
+                table.content(piece)
+                check()
+    table.finish()
+    return table.faults
 
 
 def _rows(text: str) -> Iterator[tuple[Mapping[str, Any], bytes]]:

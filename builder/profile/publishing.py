@@ -54,7 +54,7 @@ def _estargz_is_gzip_without_index(
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
     if lazy != "estargz":
         return
-    key = next((name for name in ("spans", "platform", "mount") if getattr(soci, name)), None)
+    key = next((name for name in ("spans", "platform", "prefetch", "mount") if getattr(soci, name)), None)
     if key:
         yield ("soci", key), f"eStargz layers have no SOCI index: remove {key}, or lazy"
     if compression not in (None, "gzip"):
