@@ -15,13 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import services
+from bench.link import Link, link, registry
 from bench.peers import manifest_of, plain
 from bench.table import machine, say
 from builder.coldstart import values
@@ -31,9 +32,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # where 
 import judges
 
 MB = 10**6
-_SPACE, _OUT, _IN = "lw-bench", "lw-bench0", "lw-bench1"
-_HOST, _NODE = "10.199.77.1", "10.199.77.2"
-_PORT = 5077
 _PEERS = ("containerd", "containerd-shim-runc-v2", "ctr", "soci-snapshotter-grpc", "soci-peer")
 _BLOCK = 1 << 20
 
@@ -55,6 +53,7 @@ WAYS = (
     Way("lazily", "bytecode"),
     Way("and reading ahead", "ahead", ahead=True),
     Way("and adaptive spans, index fetched once", "adaptive", ahead=True),
+    Way("instead of reading ahead, fetched while layers are mounted", "prefetch"),
 )
 
 
@@ -70,6 +69,7 @@ def main() -> None:
         "--code", default="import torch; print(torch.zeros(2) + 1)", help="what the image's Python runs"
     )
     parser.add_argument("--way", action="append", type=int, metavar="NUMBER", help="only these, from 1")
+    parser.add_argument("--services", action="store_true", help="the services of profiles/ and their models, instead")
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="where images are kept, and taken from if they are there"
     )
@@ -77,20 +77,31 @@ def main() -> None:
     build = shutil.which(arguments.build)
     if not build or os.geteuid() != 0:
         parser.error("this needs the command `build`, and root")
-    peers = {name: judges.require(name) for name in _PEERS}
-    path = os.pathsep.join([*{str(place.parent) for place in peers.values()}, os.environ["PATH"]])
+    path = stack_path()
     ways = [way for number, way in enumerate(WAYS, 1) if not arguments.way or number in arguments.way]
     with tempfile.TemporaryDirectory(prefix="layerwright-bench-", dir="/var/tmp") as name:
+        if arguments.services:
+            print(f"services and their models, medians of {arguments.rounds}, on {machine()}\n")
+            for rate in arguments.rate or ["1gbit", "300mbit"]:
+                with link(rate) as at, registry(at, Path(name) / "registry"):
+                    env = {"PATH": path, "NO_PROXY": f"{at.host},127.0.0.1"}
+                    services.measure(Path(build).absolute(), env, Path(name) / "profiles", at, rate, arguments.rounds)
+            return
         images = Images(Path(build).absolute(), arguments.keep or Path(name) / "images", arguments.code, path)
-        images.make(arguments.profile, {way.tag for way in ways}, peers["soci-peer"])
+        images.make(arguments.profile, {way.tag for way in ways}, judges.require("soci-peer"))
         print(f"{arguments.profile}, {arguments.code!r}, medians of {arguments.rounds}, on {machine()}\n")
         for rate in arguments.rate or ["1gbit", "300mbit"]:
-            with link(rate), registry(Path(name) / "registry"):
-                images.publish()
-                rows = [row(images, way, arguments.rounds) for way in ways]
+            with link(rate) as at, registry(at, Path(name) / "registry"):
+                images.publish(at)
+                rows = [row(images, at, way, arguments.rounds) for way in ways]
             print(f"| {rate} | ready after, s | spread | pull | program | moved | requests, spans |")
             print("|---|---:|---|---:|---:|---:|---:|")
             print(*rows, sep="\n", end="\n\n")
+
+
+def stack_path() -> str:
+    """The PATH on which the programs of the stack are."""
+    return os.pathsep.join([*{str(judges.require(name).parent) for name in _PEERS}, os.environ["PATH"]])
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ class Images:
 
     @property
     def env(self) -> dict[str, str]:
-        return {**os.environ, "PATH": self.path, "NO_PROXY": f"{_HOST},127.0.0.1"}
+        return {**os.environ, "PATH": self.path, "NO_PROXY": "10.199.0.0/16,127.0.0.1"}
 
     def make(self, profile: Path, tags: set[str], peer: Path) -> None:
         """Publishes what is not there yet."""
@@ -118,7 +129,7 @@ class Images:
         if "ordinary" in tags and "ordinary" not in there:
             say("recompressing layers as gzip -6")
             ordinary(self.layout, "bytecode", peer)
-        if {"ahead", "adaptive"} & tags:
+        if {"ahead", "adaptive", "prefetch"} & tags:
             trace = folder / "bench.trace.json"
             if not trace.exists():
                 say("tracing")
@@ -129,6 +140,8 @@ class Images:
             self._variant(folder, profile, "ahead", start, there)
             soci = "publish: {soci: {spans: adaptive, platform: unknown}}"
             self._variant(folder, profile, "adaptive", f"{start}\n{soci}", there)
+            only = "start: {trace: bench.trace.json, readahead: false}"
+            self._variant(folder, profile, "prefetch", f"{only}\n{soci[:-2]}, prefetch: true}}}}", there)
 
     def _variant(self, folder: Path, profile: Path, tag: str, added: str, there: set[str]) -> None:
         if tag in there:
@@ -142,29 +155,18 @@ class Images:
             shutil.copy(lock, target.with_suffix(".lock.json"))
         self.run("publish", "-q", "--no-attach", "--lock", target, f"oci:{self.layout}:{tag}")
 
-    def publish(self) -> None:
+    def publish(self, at: Link) -> None:
         """All of them go to the registry."""
         for tag in sorted(self._tags()):
-            self.run("copy", "-q", "--plain-http", f"oci:{self.layout}:{tag}", f"{_HOST}:{_PORT}/bench:{tag}")
+            self.run("copy", "-q", "--plain-http", f"oci:{self.layout}:{tag}", f"{at.registry}/bench:{tag}")
 
-    def start(self, way: Way, rounds: int) -> Measurement:
+    def start(self, at: Link, way: Way, rounds: int, *more: object) -> Measurement:
         """Starts in the node's namespace."""
-        # Not `ip netns exec`, which gives the command another /sys, without the cgroups that containers need.
-        command = [
-            "nsenter",
-            f"--net=/run/netns/{_SPACE}",
-            "--",
-            self.build,
-            "start",
-            "-q",
-            "--plain-http",
-            "--format",
-            "json",
-        ]
+        command = [*at.inside(), self.build, "start", "-q", "--plain-http", "--format", "json"]
         entrypoint = "/opt/layerwright/start" if way.ahead else "python"
         code = ["python", "-c", self.code] if way.ahead else ["-c", self.code]
-        options = ["--snapshotter", way.snapshotter, "-n", rounds, "--again", "--entrypoint", entrypoint]
-        done = self.run_all([*command, *options, f"{_HOST}:{_PORT}/bench:{way.tag}", "--", *code])
+        options = ["--snapshotter", way.snapshotter, "-n", rounds, *(more or ["--again"]), "--entrypoint", entrypoint]
+        done = self.run_all([*command, *options, f"{at.registry}/bench:{way.tag}", "--", *code])
         return values.parse(done, "stdout")
 
     def run(self, *arguments: object) -> bytes:
@@ -184,10 +186,10 @@ class Images:
         }
 
 
-def row(images: Images, way: Way, rounds: int) -> str:
+def row(images: Images, at: Link, way: Way, rounds: int) -> str:
     """A row of the table, and one for the second start where it was pulled whole."""
     say(way.name)
-    measured = images.start(way, rounds)
+    measured = images.start(at, way, rounds)
     rows = [_line(way.name, Summary.of(measured.cold()))]
     if way.snapshotter == "overlayfs":
         rows.append(_line("the image is there, overlayfs", Summary.of(measured.again())))
@@ -203,55 +205,6 @@ def _line(name: str, summary: Summary) -> str:
         f"| {name} | {seconds.median:.1f} | {seconds.least:.1f}-{seconds.most:.1f} | {phase('pull')} | {phase('program')} "
         f"| {summary.bytes.median / MB:,.0f} MB | {summary.requests.median:.0f}, {summary.spans.median:.0f} |"
     )
-
-
-@contextmanager
-def link(rate: str) -> Iterator[None]:
-    """A network namespace for the node, at the other end of a link of this rate."""
-    ip = ["ip", "-n", _SPACE]
-    commands = [
-        ["ip", "netns", "add", _SPACE],
-        ["ip", "link", "add", _OUT, "type", "veth", "peer", "name", _IN],
-        ["ip", "link", "set", _IN, "netns", _SPACE],
-        ["ip", "addr", "add", f"{_HOST}/24", "dev", _OUT],
-        ["ip", "link", "set", _OUT, "up"],
-        [*ip, "addr", "add", f"{_NODE}/24", "dev", _IN],
-        [*ip, "link", "set", _IN, "up"],
-        [*ip, "link", "set", "lo", "up"],
-        ["tc", "qdisc", "add", "dev", _OUT, "root", "tbf", "rate", rate, "burst", "512k", "latency", "100ms"],
-    ]
-    _unlink()  # what a run that was killed left
-    try:
-        for command in commands:
-            subprocess.run(command, check=True)
-        yield
-    finally:
-        _unlink()
-
-
-def _unlink() -> None:
-    for command in (["ip", "netns", "del", _SPACE], ["ip", "link", "del", _OUT]):
-        subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
-
-
-@contextmanager
-def registry(folder: Path) -> Iterator[None]:
-    """A registry at this end of the link."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    config = folder / "config.yml"
-    config.write_text(
-        "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\nhttp: {{addr: {_HOST}:{_PORT}}}\n"
-    )
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([judges.require("docker-registry"), "serve", config], stdout=log, stderr=log)
-        try:
-            yield
-        finally:
-            server.terminate()
-            server.wait()
-            shutil.rmtree(folder)
 
 
 def ordinary(layout: Path, tag: str, peer: Path) -> None:
