@@ -75,11 +75,12 @@ def main() -> None:
             images.publish(at)
             for number in range(arguments.rounds):
                 for item in chosen:
-                    say(f"{number + 1} of {arguments.rounds}: {item.name}")
                     settings = Path(name) / "settings.toml"
                     settings.write_text(item.settings)
                     more = ["--node-config", settings] if item.settings else ["--timeout", 600]
-                    starts[item.name] += images.start(at, item.way, 1, *more).cold()
+                    (start,) = images.start(at, item.way, 1, *more).cold()
+                    say(f"{number + 1} of {arguments.rounds}: {item.name}: {start.seconds:.1f} s")
+                    starts[item.name].append(start)
         print(
             f"{arguments.profile}, {arguments.code!r}, {arguments.rate}, medians of {arguments.rounds}, on {machine()}\n"
         )
