@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +44,14 @@ class Local:
     start: LockedStart | None = None
 
 
-def read_local(loaded: LoadedProfile, store: Store | None = None, progress: Progress | None = None) -> Local:
-    """Reads, hashes and renders all local inputs of a profile; files of models that the `store` remembers are not read again."""
+def read_local(
+    loaded: LoadedProfile,
+    store: Store | None = None,
+    progress: Progress | None = None,
+    before: Callable[[], LockedStart | None] = lambda: None,
+) -> Local:
+    """Reads, hashes and renders all local inputs of a profile; files of models that the `store` remembers are not read again.
+    `before` tells what a lock says of the start, if there is one; it is asked where the profile has a trace."""
     copies = [
         local.Copy(item.source, item.to, str(item.mode) if item.mode is not None else None, item.exclude)
         for item in loaded.profile.files
@@ -75,7 +81,7 @@ def read_local(loaded: LoadedProfile, store: Store | None = None, progress: Prog
         from builder import readahead  # it takes long to import, and few profiles have a trace
 
         number = readahead.NUMBER if asked.readahead else 0
-        start, texts = readahead.locked(loaded.root / asked.trace, asked.trace, number)
+        start, texts = readahead.locked(loaded.root / asked.trace, asked.trace, number, before())
         rendered |= texts
     return Local(includes, files, tuple(sorted(templates)), rendered, models, start)
 

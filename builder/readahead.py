@@ -23,14 +23,20 @@ LAUNCHER = "/opt/layerwright/start"
 """The program that starts the image's program."""
 RANGES = "/opt/layerwright/readahead.json"
 """What a start reads."""
-NUMBER = 1
+NUMBER = 2
 """The newest launcher. Those that locks name stay as they are, for ever."""
+_ROWS = 2
+"""From this launcher on, a row of the ranges is a line."""
 
 
-def locked(path: Path, source: str, number: int = NUMBER) -> tuple[LockedStart, Mapping[str, bytes]]:
+def locked(
+    path: Path, source: str, number: int = NUMBER, before: LockedStart | None = None
+) -> tuple[LockedStart, Mapping[str, bytes]]:
     """What a lock says of a start by the trace at `path`, whose name in the profile is `source`, and the files of it: the ranges,
     and the launcher of that number that reads them ahead (0: none).
 
+    If the lock says `before` that another launcher reads what this very trace says, it is that one, so that no lock is stale
+    because there is a newer launcher.
     Raises `BuilderError` if there is no such trace, and what `trace.parse` raises.
     """
     try:
@@ -41,7 +47,9 @@ def locked(path: Path, source: str, number: int = NUMBER) -> tuple[LockedStart, 
             hint=f"make it from the published image: build trace REF -o {source}",
         ) from error
     trace = traces.parse(data, source)
-    files = {RANGES: ranges(trace)}
+    if number and before and before.launcher and before.files[-1].template == _sha256(data):
+        number = before.launcher
+    files = {RANGES: ranges(trace, number)}
     rows: tuple[LockedTemplate, ...] = (LockedTemplate(RANGES, source, "0644", _sha256(data), *_of(files[RANGES])),)
     if number:
         text = _launcher(number)
@@ -50,8 +58,9 @@ def locked(path: Path, source: str, number: int = NUMBER) -> tuple[LockedStart, 
     return LockedStart(Platform.parse(trace.platform), number, rows), files
 
 
-def ranges(trace: Trace) -> bytes:
-    """What is read ahead, as `[[path, start, end], …]`: the files of which most is read first, since they take longest."""
+def ranges(trace: Trace, number: int = 0) -> bytes:
+    """What the launcher of that number reads ahead, as `[[path, start, end], …]`: the files of which most is read first, since they
+    take longest. From the second one on each row is on a line of its own."""
     rows = [
         (f"/{file.path}", part.start, part.end)
         for file in sorted(trace.files, key=lambda file: (-file.read, file.path))
@@ -59,6 +68,9 @@ def ranges(trace: Trace) -> bytes:
     ]
     if not rows:
         raise TraceError("the trace has no file", hint="trace a start that does something: build trace")
+    if number >= _ROWS:
+        lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
+        return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
     return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 

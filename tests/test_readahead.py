@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import _imp
+import ast
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from layouts import Layout as RawLayout
 from world import World, run
 
+from builder import lock as locks
 from builder import readahead
 from builder.coldstart import trace as traces
 from builder.coldstart.trace import Part, Trace, TracedFile, TraceError
@@ -22,7 +28,10 @@ from builder.errors import BuilderError
 from builder.oci.digest import Digest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCHERS = {1: "64d8f2c053111deb658ab89d5f594ce65dbc8971425fc0fb06f9fe4a67712a69"}
+LAUNCHERS = {
+    1: "64d8f2c053111deb658ab89d5f594ce65dbc8971425fc0fb06f9fe4a67712a69",
+    2: "46e107f6a45aeaeb02dc94e8b1079ab5a965a4cce188d33f08d5574b8a73c44b",
+}
 """Locks name them by number: they stay as they are, for ever."""
 
 SHOW = """
@@ -94,8 +103,9 @@ def test_files_are_read_beside_the_program(launcher: Path, tmp_path: Path) -> No
     files = [tmp_path / f"file-{number}" for number in range(3)]
     for file in files:
         file.write_bytes(b"x" * 5000)
-    rows = [["/no/such/file", 0, 10], *([str(file), 0, 5000] for file in files)]
-    launcher.with_name("readahead.json").write_text(json.dumps(rows))
+    listed = (TracedFile("no/such/file", 10), *(TracedFile(str(file)[1:], 5000) for file in files))
+    trace = Trace(traces.VERSION, "linux/amd64", listed)
+    launcher.with_name("readahead.json").write_bytes(readahead.ranges(trace, readahead.NUMBER))
     for wanted, switch in ((True, "1"), (False, "0")):
         opened = watched(launcher, tmp_path / "opened", {**os.environ, "LAYERWRIGHT_READAHEAD": switch})
         assert all((str(file) in opened) is wanted for file in files)
@@ -127,6 +137,68 @@ def test_what_is_read_most_of_is_read_first() -> None:
     assert rows == [["/ü", 0, 10], ["/ü", 20, 40], ["/a", 0, 5], ["/z", 0, 5]]
     with pytest.raises(TraceError, match="no file"):
         readahead.ranges(Trace(traces.VERSION, "linux/amd64"))
+
+
+def pieces(data: bytes) -> list[tuple[bytes, int, int]]:
+    """What the newest launcher reads of a list, in its order, by its own code."""
+    text = (ROOT / f"templates/start/launcher-{max(LAUNCHERS)}.py").read_text()
+    names: dict[str, Any] = {"__file__": ""}
+    exec(compile(text.removesuffix("main()\n"), "launcher", "exec"), names)
+    found: list[tuple[bytes, int, int]] = names["pieces"](data)
+    return found[::-1]
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.integers(1, 5 << 20)), min_size=1, unique_by=lambda row: row[0]))
+def test_lists_are_read_without_a_parser(rows: list[tuple[str, int]]) -> None:
+    """Whatever is in a name; one that JSON escapes is left out."""
+    files = tuple(TracedFile(name.encode(errors="replace").decode(), size) for name, size in rows)
+    data = readahead.ranges(Trace(traces.VERSION, "linux/amd64", files), 2)
+    wanted: dict[bytes, int] = {}
+    for path, start, end in json.loads(data):
+        if "\\" not in json.dumps(path, ensure_ascii=False):
+            wanted[path.encode()] = wanted.get(path.encode(), 0) + end - start
+    found: dict[bytes, int] = {}
+    for name, at, size in pieces(data):
+        assert at >= 0
+        assert 0 < size <= 1 << 20
+        found[name] = found.get(name, 0) + size
+    assert found == wanted
+    assert json.loads(data) == json.loads(readahead.ranges(Trace(traces.VERSION, "linux/amd64", files), 1))
+
+
+def test_the_launcher_needs_no_file_of_python() -> None:
+    """What it imports would come over the network before it reads anything."""
+    text = (ROOT / f"templates/start/launcher-{max(LAUNCHERS)}.py").read_text()
+    imported = {name.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for name in node.names}
+    assert imported == {"_thread", "os", "sys", "time"}
+    assert all(name in sys.builtin_module_names or _imp.is_frozen(name) for name in imported)
+
+
+def test_an_older_lock_keeps_its_launcher(world: World, tmp_path: Path) -> None:
+    """As long as its trace is the same: no lock is stale because there is a newer launcher."""
+    profile = world.project(tmp_path / "project")
+    environ = world.environment(tmp_path / "cache")
+    path = profile.with_name("small.trace.json")
+    profile.write_text(profile.read_text() + "start: {trace: small.trace.json}\n")
+    path.write_text(traces.encode(Trace(traces.VERSION, "linux/amd64", (TracedFile("app/main.py", 15),))))
+    assert run(["lock", profile], tmp_path, environ).code == 0
+    lock = profile.with_suffix(".lock.json")
+    newest = locks.parse(lock.read_text(), "lock")
+    old, _ = readahead.locked(path, path.name, 1)
+    lock.write_text(locks.encode(replace(newest, start=old)))
+    assert run(["lock", "--check", profile], tmp_path, environ).code == 0
+    first = run(["publish", "-q", profile, "oci:out"], tmp_path, environ)
+    assert first.code == 0, first.err
+    assert run(["lock", profile], tmp_path, environ).code == 0
+    assert locks.parse(lock.read_text(), "lock").start == old
+    assert newest.start
+    assert newest.start.launcher == readahead.NUMBER > old.launcher
+    assert run(["verify", "oci:out"], tmp_path, environ).code == 0
+    path.write_text(traces.encode(Trace(traces.VERSION, "linux/amd64", (TracedFile("app/main.py", 14),))))
+    assert run(["lock", profile], tmp_path, environ).code == 0
+    again = locks.parse(lock.read_text(), "lock").start
+    assert again
+    assert again.launcher == readahead.NUMBER
 
 
 def test_a_profile_with_a_trace(world: World, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from builder.cli.context import Context
 from builder.errors import BuilderError, StaleLockError, UsageError
 from builder.fetch import Download, Fetcher
 from builder.image import Assembled, BuiltLayer
-from builder.lock import Lock, LockedFile
+from builder.lock import Lock, LockedFile, LockedStart
 from builder.oci import files
 from builder.oci.content import Source
 from builder.own import Local, read_local
@@ -55,7 +55,8 @@ class Work:
     def open(cls, context: Context, path: Path) -> Work:
         """Reads the profile at `path`."""
         loaded = profiles.read(path)
-        return cls(context, loaded, read_local(loaded, context.store, context.progress), path.with_suffix(".lock.json"))
+        lock = path.with_suffix(".lock.json")
+        return cls(context, loaded, read_local(loaded, context.store, context.progress, lambda: _start(lock)), lock)
 
     def read_lock(self) -> Lock | None:
         """The lock beside the profile, whatever profile it belongs to; None if there is none."""
@@ -258,6 +259,14 @@ def _base_place(context: Context, loaded: LoadedProfile) -> Callable[[], tuple[S
 def platform_name() -> str:
     """This machine's architecture in the words of an OCI platform."""
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+def _start(lock: Path) -> LockedStart | None:
+    """What a lock says of the start; whoever needs the lock is told what is wrong with one that cannot be read."""
+    try:
+        return locks.parse(lock.read_bytes().decode("utf-8"), str(lock)).start
+    except (OSError, UnicodeDecodeError, BuilderError):
+        return None
 
 
 def _now(context: Context) -> str:
