@@ -57,6 +57,7 @@ def built(address: str, *arguments: str, env: dict[str, str], input: str = "") -
         input=input,
         capture_output=True,
         text=True,
+        start_new_session=True,  # nobody is there to ask
         check=False,
     )
 
@@ -173,6 +174,10 @@ def test_login_and_logout(closed: str, tmp_path: Path) -> None:
     assert wrong.returncode == 1
     assert "wr0ng" not in wrong.stderr + wrong.stdout
     assert not (tmp_path / "docker").exists()
+    assert "does not take this user and password" in wrong.stderr
+    asked = built(closed, "login", closed, "-u", "me", env=env)
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert f"hint: build login {closed} --user me --password-stdin" in asked.stderr
     right = built(closed, "login", closed, "-u", "me", "--password-stdin", env=env, input="s3cret\n")
     assert right.returncode == 0, right.stderr
     assert "s3cret" not in right.stdout + right.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,11 @@ def login(context: Context, registry: str, user: str | None, password_stdin: boo
         if user is None:
             raise UsageError("--password-stdin needs --user", hint=f"build login {host} --user NAME --password-stdin")
         password = sys.stdin.buffer.read(_MAX_SECRET).decode(errors="surrogateescape").rstrip("\r\n")
+    elif not _somebody_is_there():
+        raise UsageError(
+            "there is no terminal to ask for the password on",
+            hint=f"build login {host} --user {user or 'NAME'} --password-stdin < FILE",
+        )
     else:
         user = user if user is not None else click.prompt("User", err=True)
         password = click.prompt("Password", hide_input=True, err=True)
@@ -48,6 +54,17 @@ def login(context: Context, registry: str, user: str | None, password_stdin: boo
     check_login(host, context.client, credentials, plain_http=plain_http)
     place = Keychain.of(context.environ).store(host, credentials)
     click.echo(f"logged in to {host} as {user}; stored in {place}")
+
+
+def _somebody_is_there() -> bool:
+    """Whether a password can be asked for without showing it."""
+    if sys.stdin.isatty():
+        return True
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 @click.command(help="Forget the credentials for a registry.", epilog="Example: build logout localhost:5000")

@@ -237,7 +237,12 @@ def check_login(registry: str, client: Client, credentials: Credentials, *, plai
         with session.send("GET", url, accept=(200, 404), wanted=frozenset()):
             pass
 
-    session.retrying(attempt)
+    try:
+        session.retrying(attempt)
+    except DeniedError as error:
+        raise DeniedError(
+            f"{registry}: it does not take this user and password", hint="check both, and that they may log in there"
+        ) from error
     if session.authority.header(frozenset()) is None:
         raise RegistryError(f"{registry}: asks for no credentials, so that they cannot be checked", hint="just use it")
 
