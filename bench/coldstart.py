@@ -38,12 +38,14 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Way:
-    """One way to start: an image by its tag, on a snapshotter; `ahead` starts the program by what reads ahead."""
+    """One way to start: an image by its tag, on a snapshotter; `ahead` starts the program by what reads ahead, `options` are
+    further ones of `build start`."""
 
     name: str
     tag: str
     snapshotter: str = "soci"
     ahead: bool = False
+    options: tuple[str, ...] = ()
 
 
 WAYS = (
@@ -123,7 +125,12 @@ class Images:
         folder.mkdir(parents=True, exist_ok=True)
         there = self._tags()
         shutil.copytree(profile.resolve().parent, folder, symlinks=True, dirs_exist_ok=True)
-        self._variant(folder, profile, "bytecode", "", there)
+        for kind in sorted({"gzip", "none", "zstd"} & tags):
+            self._variant(folder, profile, kind, f"publish: {{compression: {kind}}}", there)
+        if "estargz" in tags:
+            self._variant(folder, profile, "estargz", "publish: {lazy: estargz}", there)
+        if tags & {"bytecode", "ordinary", "ahead", "adaptive"}:
+            self._variant(folder, profile, "bytecode", "", there)
         if "plain" in tags:
             self._variant(folder, profile, "plain", "python: {bytecode: false}", there)
         if "ordinary" in tags and "ordinary" not in there:
@@ -165,7 +172,8 @@ class Images:
         command = [*at.inside(), self.build, "start", "-q", "--plain-http", "--format", "json"]
         entrypoint = "/opt/layerwright/start" if way.ahead else "python"
         code = ["python", "-c", self.code] if way.ahead else ["-c", self.code]
-        options = ["--snapshotter", way.snapshotter, "-n", rounds, *(more or ["--again"]), "--entrypoint", entrypoint]
+        again = more or ["--again"]
+        options = ["--snapshotter", way.snapshotter, "-n", rounds, *again, "--entrypoint", entrypoint, *way.options]
         done = self.run_all([*command, *options, f"{at.registry}/bench:{way.tag}", "--", *code])
         return values.parse(done, "stdout")
 

@@ -27,7 +27,7 @@ _SOCI_V1 = "application/vnd.amazon.soci.index.v1+json"
 
 @click.command(
     help="Show what is in the image REF, in a registry `HOST/REPOSITORY[:TAG]`, an OCI layout `oci:DIR[:TAG]` or an archive "
-    "`oci-archive:FILE[:TAG]`: layers, sizes, SOCI spans, how it starts, labels.",
+    "`oci-archive:FILE[:TAG]`: layers, sizes, SOCI spans, which clients start it before they have it, how it starts, labels.",
     epilog="Example: build inspect oci:out/ocr",
 )
 @click.argument("ref")
