@@ -287,6 +287,19 @@ def test_inspect_says_who_starts_it_lazily(variants: Mapping[str, Variant], worl
             assert "Other clients pull it whole\n  layers 1 and 3: no ztoc in the SOCI index\n" in text
 
 
+def test_a_manifest_alone_leads_to_its_index(variants: Mapping[str, Variant], world: World) -> None:
+    """As it does for snapshotters; what is an artifact is no image."""
+    variant = variants["gzip"]
+    image, index = variant.out.json(Digest.parse(variant.digest))["manifests"]
+    shown = run(
+        ["inspect", f"{variant.name}@{image['digest']}", "--format=json"], variant.profile.parent, environ(world)
+    )
+    assert shown.json["platforms"]["linux/amd64"]["soci"] == index["digest"]
+    done = run(["inspect", f"{variant.name}@{index['digest']}"], variant.profile.parent, environ(world))
+    assert done.code == 1
+    assert "is an artifact of the type application/vnd.amazon.soci.index.v2+json, and no image" in done.err
+
+
 def test_which_clients_start_what() -> None:
     """By the words of a manifest alone; above a layer that stargz-snapshotter leaves to it, containerd fetches all."""
 
