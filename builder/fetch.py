@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from builder.client import Client, NotFoundError, Patience, TransientError, file_of, is_local, origin, redact
 from builder.errors import BuilderError, FetchError, OfflineError, StoreError
@@ -35,6 +35,13 @@ class Origins(Protocol):
 
 Download = Callable[[LockedFile, Path, Callable[[int], None]], None]
 """Brings a file to a path, where an interrupted call may have left a part of it, and tells how many bytes have come."""
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A `Download` that is told beforehand of all files that it may be asked for, because it brings many as fast as one."""
+
+    def expect(self, files: Sequence[LockedFile]) -> None: ...
 
 
 class Fetcher:
@@ -83,6 +90,9 @@ class Fetcher:
                 raise OfflineError(_offline_message(missing))
             return
         self._check_space(missing)
+        for name, bring in self._others.items():
+            if isinstance(bring, Expecting):
+                bring.expect([file for file in missing if file.origin == name])
         missing.sort(key=lambda file: (-file.size, file.sha256))
         total = sum(file.size for file in missing)
         noun = "file" if len(missing) == 1 else "files"

@@ -87,9 +87,9 @@ def evaluated(root: Path, expression: str) -> Any:
     return json.loads(nix(root, "eval", "--impure", "--json", "--expr", expression))
 
 
-def imported(root: Path, count: int) -> list[str]:
+def imported(root: Path, count: int, padding: int = 0) -> list[str]:
     """Brings a closure of `count` small paths into the store below `root`, each of which needs up to four before it, and the last
-    one all; their names. They are in the form of `nix-store --export`."""
+    one all; their names. Earlier ones are larger by `padding` bytes each. They are in the form of `nix-store --export`."""
     chance = random.Random(count)
     letters = "0123456789abcdfghijklmnpqrsvwxyz"
     names = [f"{''.join(chance.choices(letters, k=32))}-thing-{number}" for number in range(count)]
@@ -97,7 +97,7 @@ def imported(root: Path, count: int) -> list[str]:
     for number, name in enumerate(names):
         needs = {chance.randrange(number) for _ in range(min(number, 4))} if number < count - 1 else range(number)
         references = sorted(f"/nix/store/{names[other]}".encode() for other in needs)
-        content = b"\n".join(references)
+        content = b"\n".join(references) + bytes(padding * (count - number))
         file = (b"(", b"type", b"regular", b"executable", b"", b"contents", content, b")")
         archive = (b"(", b"type", b"directory", b"entry", b"(", b"name", b"bin", b"node", *file, b")", b")")
         stream += (

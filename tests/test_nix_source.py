@@ -317,6 +317,26 @@ def test_what_a_cache_has_is_taken_if_it_is_signed(project: Path, tmp_path: Path
     assert "hint: a cache has something else than it says" in said
 
 
+def test_a_closure_out_of_a_cache_comes_at_once(tmp_path: Path) -> None:
+    """Nix is not asked for one path after the other, in whatever order they are wanted."""
+    names = nixworld.imported(tmp_path, 40, padding=256)
+    (tmp_path / "many.yaml").write_text(
+        f"profile: 1\nname: many\nplatforms: [linux/amd64]\nnix: [{{from: /nix/store/{names[-1]}, links: {{}}}}]\n"
+    )
+    assert build(tmp_path, ["lock", "many.yaml"]).code == 0
+    nixworld.nix(tmp_path, "copy", "--to", f"file://{tmp_path / 'cache-of-nix'}", f"/nix/store/{names[-1]}")
+    config = f"substitute = true\nsubstituters = file://{tmp_path / 'cache-of-nix'}\nrequire-sigs = false\n"
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/nix"
+    program.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path / "asked"}\nexec {shutil.which("nix")} "$@"\n')
+    program.chmod(0o755)
+    more = {"NIX_CONFIG": nixworld.SETTINGS + config, "NIX_REMOTE": str(tmp_path / "other")}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    done = build(tmp_path, ["assemble", "--no-attach", "many.yaml"], "another", PATH=path, **more)
+    assert done.code == 0, done.err
+    assert (tmp_path / "asked").read_text() == "build\n"
+
+
 def test_a_closure_of_3000_paths(tmp_path: Path) -> None:
     """All of them are in the lock and in the image, each once; Nix is not asked for one at a time."""
     names = nixworld.imported(tmp_path, 3000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import threading
@@ -187,30 +186,42 @@ def fetcher(
 ) -> Fetcher:
     """What brings inputs of locks into the context's store, from where its settings say that they are; `base` opens the place
     that has the layers of base images. What Nix does not have, it builds again from the references of a `loaded` profile."""
-    others: dict[str, Download] = {NIX_ORIGIN: _archives(context, loaded)}
+    others: dict[str, Download] = {NIX_ORIGIN: _Archives(context, loaded)}
     if base:
         others[baseimage.ORIGIN] = BaseLayers(base)
     return context.fetcher(_Origins(context), others=others)
 
 
-def _archives(context: Context, loaded: LoadedProfile | None) -> Download:
-    @functools.cache
-    def archives() -> Download:
-        from builder.sources.nix import Archives  # few images have anything from Nix
+class _Archives:
+    """What brings archives of Nix, made when the first is asked for: few images have anything from there."""
+
+    def __init__(self, context: Context, loaded: LoadedProfile | None) -> None:
+        self._context, self._loaded = context, loaded
+        self._expected: list[LockedFile] = []
+        self._once = threading.Lock()
+        self._made: Download | None = None
+
+    def expect(self, files: Sequence[LockedFile]) -> None:
+        self._expected += files
+
+    def __call__(self, file: LockedFile, path: Path, advance: Callable[[int], None]) -> None:
+        with self._once:
+            made = self._made = self._made or self._make()
+        made(file, path, advance)
+
+    def _make(self) -> Download:
+        from builder.sources.nix import Archives
         from builder.sources.nixtool import Tool
 
+        context, loaded = self._context, self._loaded
         profile = loaded.profile if loaded else None
         references = [
             (item, each.architecture)
             for item in (profile.from_nix if profile else ())
             for each in (profile.platforms if profile else ())
         ]
-        return Archives(Tool(context.environ, context.progress.note), loaded.root if loaded else Path(), references)
-
-    def bring(file: LockedFile, path: Path, advance: Callable[[int], None]) -> None:
-        archives()(file, path, advance)
-
-    return bring
+        tool = Tool(context.environ, context.progress.note)
+        return Archives(tool, loaded.root if loaded else Path(), references, self._expected)
 
 
 class _Origins:

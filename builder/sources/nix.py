@@ -242,13 +242,16 @@ class Archives:
     folder: Path
     references: Sequence[tuple[Nix, str]] = ()
     """Those of the profile, each with an architecture in the words of a platform."""
+    expected: Sequence[LockedFile] = ()
+    """What else may be asked for: it is brought together with the first that is missing."""
     _guard: threading.Lock = field(default_factory=threading.Lock)
+    _together: bool = False
     _built: list[str] | None = None
 
     def __call__(self, file: LockedFile, path: Path, advance: Callable[[int], None]) -> None:
         """The archive is in the file `path`. Raises `FetchError` where nothing gives the path that the lock names."""
         name = name_of(STORE + file.path)
-        if self._copied(name, file.sha256, path):
+        if self._copied(name, file.sha256, path) or (self._brought() and self._copied(name, file.sha256, path)):
             advance(file.size)
             return
         with tempfile.TemporaryDirectory(prefix="layerwright-nix-") as workplace:
@@ -272,6 +275,18 @@ class Archives:
             if isinstance(error.filename, bytes | str) and os.fsdecode(error.filename).startswith(str(found)):
                 return False
             raise
+
+    def _brought(self) -> bool:
+        """Everything that caches have of what is expected is in the store afterwards: that is asked for once."""
+        with self._guard:
+            if not self._together:
+                self._together = True
+                names = dict.fromkeys(name_of(STORE + file.path) for file in self.expected)
+                lacking = [
+                    name for name in names if not (place := self.tool.on_disk(name)) or not os.path.lexists(place)
+                ]
+                self.tool.bring(lacking, self.folder)
+        return True
 
     def _bring(self, name: str, workplace: Path) -> None:
         try:

@@ -66,6 +66,15 @@ class Tool:
             raise NixError(f"{label}: Nix built nothing", hint="name an attribute that is a derivation")
         return tuple(sorted(names))
 
+    def bring(self, names: Sequence[str], folder: Path) -> None:
+        """Brings paths, as many of them as caches have, side by side; for the others nothing happens."""
+        for start in range(0, len(names), _BATCH):
+            paths = [STORE + name for name in names[start : start + _BATCH]]
+            try:
+                self._run(["build", "--no-link", "--keep-going", *paths], "paths", folder)
+            except BuilderError:
+                continue  # whoever needs one of them is told why it is not there
+
     def closure(self, names: Sequence[str]) -> tuple[LockedNixPath, ...]:
         """All paths that some paths of the store need, and themselves, sorted."""
         found: dict[str, LockedNixPath] = {}
