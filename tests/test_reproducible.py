@@ -398,8 +398,11 @@ def copied(profile: Path, target: Path, variation: Variation) -> Path:
 
 
 def test_the_same_image_with_what_a_start_reads_first(world: World, tmp_path: Path) -> None:
-    """The order of files in its layers, and the spans of its index, come from the trace alone."""
-    text = PROFILE.replace("soci: {", "soci: {spans: adaptive, ") + "start: {trace: small.trace.json, order: all}\n"
+    """The order of files in its layers, the spans of its index, and what it lists come from the trace alone."""
+    text = (
+        PROFILE.replace("soci: {", "soci: {spans: adaptive, prefetch: true, ")
+        + "start: {trace: small.trace.json, order: all}\n"
+    )
     first = write_project(tmp_path / "first", text)
     site = "opt/venv/lib/python3.11/site-packages"
     files = (TracedFile(f"{site}/alpha/blob.bin", 4096000, (Part(1 << 20, 2 << 20),)), TracedFile("usr/bin/hello", 12))
@@ -407,6 +410,7 @@ def test_the_same_image_with_what_a_start_reads_first(world: World, tmp_path: Pa
     first.with_name("small.trace.json").write_text(trace)
     cache = world.environment(world.root / "cache")
     digest = run(["publish", first, f"oci:{tmp_path / 'out'}"], tmp_path, cache).digest
+    assert any(b'"prefetch_spans"' in data for data in Layout(tmp_path / "out").blobs().values())
     for number, name in enumerate(("umask 077", "hash seed 4242", "one job", "backwards", "locale")):
         variation = VARIATIONS[name]
         profile = copied(first, tmp_path / str(number) / "project", variation)
