@@ -6,6 +6,7 @@ import contextlib
 import email
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -604,6 +605,35 @@ def test_what_was_not_lazy_has_no_trace(real: Real, folder: Path, path: str, tmp
 
 
 # Without the stack.
+
+
+def test_many_files_at_once_are_all_counted(tmp_path: Path) -> None:
+    """More than a process may have open; folders do not count, nor what lies outside of the container's root."""
+    if os.geteuid() != 0:
+        judges.missing("containerd", "mounting layers needs root")
+    root, lower = tmp_path / "it/rootfs", tmp_path / "lower"
+    for place in (root, lower / "folder", tmp_path / "upper", tmp_path / "work"):
+        place.mkdir(parents=True)
+    for number in range(3000):
+        (lower / f"folder/{number}").touch()
+    options = f"lowerdir={lower},upperdir={tmp_path / 'upper'},workdir={tmp_path / 'work'}"
+    code = "import os, pathlib, sys\nfor path in [*os.scandir(sys.argv[1])] * 2:\n    open(path).close()"
+    with Opened(tmp_path, "it") as watching:
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, root], check=True)
+        try:
+            until(lambda: watching.times is not None)
+            subprocess.run([sys.executable, "-c", code, lower / "folder"], check=True)
+            before = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (150, before[1]))
+            try:
+                subprocess.run([sys.executable, "-c", code, root / "folder"], check=True)
+                watching.stop()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        finally:
+            subprocess.run(["umount", root], check=True)
+    assert watching.times is not None
+    assert len(watching.times) == 3000
 
 
 def test_files_are_not_counted_where_the_kernel_does_not_tell(tmp_path: Path) -> None:

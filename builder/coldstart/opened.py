@@ -12,7 +12,6 @@ import select
 import struct
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -20,7 +19,8 @@ _CLOEXEC, _NONBLOCK, _UNLIMITED_QUEUE = 0x1, 0x2, 0x10
 _MARK_ADD, _MARK_FILESYSTEM = 0x1, 0x100
 _OPEN = 0x20
 _EVENT = struct.Struct("@IBBHQii")  # fanotify_event_metadata
-_BUFFER = 64 << 10
+_BUFFER = 64 * _EVENT.size
+"""Each event that is read is an open file for a moment: few at once, since processes may have few."""
 _MOST = 1_000_000
 _TABLE = "/proc/self/mountinfo"
 _LOOK = 20  # milliseconds, in case the table of mounts has changed before it is watched
@@ -105,9 +105,13 @@ class Opened:
         while going:
             going = not any(descriptor == self._end for descriptor, _ in events.poll())
             now = time.monotonic()
-            with suppress(BlockingIOError):
-                while True:
+            while True:
+                try:
                     self._note(os.read(queue, _BUFFER), now)
+                except BlockingIOError:
+                    break
+                except OSError:  # one that cannot be opened once more; those after it can
+                    continue
             if going:
                 time.sleep(_BATCH)
 
