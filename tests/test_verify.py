@@ -235,6 +235,10 @@ def test_a_layer_without_compression(bench: Bench) -> None:
     bench.parts.write()
     assert bench.verify("--quick").code == 0
     assert bench.kinds("--lock", bench.lock) == ["compression only", "manifest"]
+    bench.parts.manifest["layers"][0]["mediaType"] = "application/vnd.oci.image.layer.v1.tar+zstd"
+    bench.parts.write()
+    (found,) = bench.verdict("--quick")["findings"]
+    assert (found["kind"], found["message"]) == ("layer", "its media type says zstd, and it is tar")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ _CHUNKED = (
     "io.containers.zstd-chunked.manifest-checksum",  # stargz-snapshotter
 )
 _DOCKER = "application/vnd.docker.image.rootfs.diff.tar"
-_KINDS = {
+KINDS = {
     spec.LAYER: "tar",
     spec.LAYER_GZIP: "gzip",
     spec.LAYER_ZSTD: "zstd",
@@ -36,6 +36,7 @@ _KINDS = {
     f"{_DOCKER}.gzip": "gzip",
     f"{_DOCKER}.zstd": "zstd",
 }
+"""How layers of a media type are compressed."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _start(layer: Descriptor, has_ztoc: bool, index: bool, below: str) -> LayerS
 
 
 def _kind(layer: Descriptor) -> str:
-    kind = _KINDS.get(layer.media_type, layer.media_type)
+    kind = KINDS.get(layer.media_type, layer.media_type)
     if kind == "gzip" and TOC_DIGEST in layer.annotations:
         return "eStargz"
     if kind == "zstd" and any(name in layer.annotations for name in (*_CHUNKED, TOC_DIGEST)):

@@ -18,7 +18,7 @@ from builder.layers.tablecheck import TableCheck
 from builder.layers.untar import TarReader
 from builder.oci.content import Source
 from builder.oci.digest import Digest
-from builder.oci.lazy import TOC_DIGEST
+from builder.oci.lazy import KINDS, TOC_DIGEST
 from builder.oci.published import (
     ImageError,
     PublishedImage,
@@ -284,6 +284,9 @@ def _read_layer(
                     if table:
                         table.finish()
                     task.advance(figures.blob_size - told)
+                    if (said := KINDS.get(work.layer.media_type)) not in (None, reader.compression or "tar"):
+                        message = f"its media type says {said}, and it is {reader.compression or 'tar'}"
+                        work.report.add(Kind.LAYER, message, **work.where)
                     return figures, members
             except LayerError as error:
                 while blob.read(_BLOCK):  # what the blob's digest says comes first
