@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -174,3 +174,41 @@ def test_a_file_is_hashed_in_order_whatever_comes_first(order: list[int], told: 
         with Hasher(filling) as unfinished:  # which ends although nothing comes
             for chunk in order[:told]:
                 unfinished.landed(*filling.span(chunk))
+
+
+@dataclass
+class Counting(Odd):
+    """A source that says how many were asked for at once; `together` have to be, before it answers."""
+
+    together: int = 1
+    now: int = 0
+    most: int = 0
+    news: threading.Condition = field(default_factory=threading.Condition)
+
+    def ranges(self, descriptor: Descriptor, start: int, end: int, stop: Stop | None = None) -> Iterator[bytes]:
+        with self.news:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.news.notify_all()
+            assert self.news.wait_for(lambda: self.most >= self.together, 30)
+        try:
+            yield DATA[start:end]
+        finally:
+            with self.news:
+                self.now -= 1
+
+
+@pytest.mark.parametrize(("enough", "least", "most"), [(0, 1, 4), (1 << 60, 12, 12)], ids=["quick", "slow"])
+def test_there_are_as_many_connections_as_help(
+    enough: int, least: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few where each brings much, and all where not."""
+    monkeypatch.setattr("builder.models.lanes._ENOUGH", enough)
+    monkeypatch.setattr("builder.models.requests.CHUNK_SIZE", 10)  # so that each chunk is a request
+    file = chunked(list(range(10, 1000, 10)), indexed=True)
+    source = Counting([], together=least)
+    with Filling(tmp_path / "file", file.cuts) as filling:
+        Fetcher(source, Stop()).fetch([(Open(file, filling, False), range(100))])  # type: ignore[arg-type]
+        assert filling.missing() == []
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert least <= source.most <= most

@@ -34,7 +34,8 @@ def select(paths: Iterable[str], wanted: Wanted, where: str) -> tuple[str, ...]:
         suffix = posixpath.splitext(refused[0])[1].lower()
         raise RefusedError(
             f"{where}: {_some(refused)} can run code when loaded ({_what(suffix)})",
-            hint=f'leave it out, exclude: ["*{suffix}"], or ask for it by its suffix, include: ["*{suffix}", …]',
+            hint=f'leave it out, exclude: ["*{suffix}"], or ask for it by its suffix, include: ["*{suffix}", …]; '
+            f"--exclude '*{suffix}' and --include '*{suffix}' on the command line",
         )
     if not taken:
         raise BuilderError(
