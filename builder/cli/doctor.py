@@ -88,6 +88,7 @@ def _examine(context: Context, online: bool) -> Iterator[Finding]:
     yield from _index(context, online)
     yield from _mirrors(context, online)
     yield from _layer_cache(context)
+    yield _zstd()
     yield from _libraries()
     for name, purpose in _OPTIONAL_TOOLS.items():
         yield _tool(name, State.WARNING, purpose, f"optional: install {name}")
@@ -121,6 +122,17 @@ def _inflate() -> Finding:
         return Finding("inflate engine", State.OK, engine().name)
     except BuilderError as error:
         return Finding("inflate engine", State.MISSING, str(error), error.hint or "install this program again")
+
+
+def _zstd() -> Finding:
+    from builder.layers import zstd
+
+    try:
+        zstd.encoder(zstd.VERSION, zstd.LEVEL)
+    except BuilderError as error:
+        purpose = f"{zstd.VERSION} is not there; compresses layers where a profile asks for it"
+        return Finding("zstd", State.WARNING, purpose, f"optional: {error.hint}")
+    return Finding("zstd", State.OK, f"{zstd.VERSION}, for publish.compression")
 
 
 def _uv() -> Finding:
