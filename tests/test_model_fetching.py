@@ -204,6 +204,7 @@ def test_there_are_as_many_connections_as_help(
 ) -> None:
     """Few where each brings much, and all where not."""
     monkeypatch.setattr("builder.models.lanes._ENOUGH", enough)
+    monkeypatch.setattr("builder.models.lanes._MUCH", 1)
     monkeypatch.setattr("builder.models.requests.CHUNK_SIZE", 10)  # so that each chunk is a request
     file = chunked(list(range(10, 1000, 10)), indexed=True)
     source = Counting([], together=least)

@@ -56,7 +56,7 @@ class Fetcher:
         largest = max((opened.chunked.largest for opened, _ in wanted if opened.check), default=1)
         threads = max(1, min(CONNECTIONS, len(tasks), MEMORY // max(largest, 1)))
         stop = Stop(self._stop)
-        worker = _Worker(self._source, stop, self._advance, Lanes(tasks, stop))
+        worker = _Worker(self._source, stop, self._advance, Lanes(tasks, size, stop))
         failures = for_each(worker.do, range(threads), threads, stop)
         self._stop.check()
         if failures:

@@ -15,6 +15,9 @@ _ENOUGH = 100_000_000
 """Bytes a second of a connection at which more of them bring nothing: what is left to be done is this machine's own work, and
 threads that wait for one another make more of it."""
 
+_MUCH = 128 << 20
+"""Bytes from which it is worth finding out."""
+
 _LOOK = 0.05
 """Seconds between two looks at what comes."""
 
@@ -23,18 +26,18 @@ _SLOW = 1.5
 
 
 class Lanes:
-    """Requests to be done by threads, each with a number, its lane; shared by them.
+    """Requests for `size` bytes to be done by threads, each with a number, its lane; shared by them.
 
     A thread for which nothing is left takes over half of what a slow one has still to fetch, so that no bad connection keeps
     all waiting.
     """
 
-    def __init__(self, tasks: Sequence[Run | Piece], stop: Stop) -> None:
+    def __init__(self, tasks: Sequence[Run | Piece], size: int, stop: Stop) -> None:
         self._tasks = deque(tasks)
         self._stop = stop
         self._news = threading.Condition()
         self._running: list[Run] = []
-        self._wide = any(isinstance(task, Piece) for task in tasks)
+        self._wide = size < _MUCH
         self._came = 0
         self._seen = 0
         self._looked = time.monotonic()
