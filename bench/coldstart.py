@@ -32,7 +32,14 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # where 
 import judges
 
 MB = 10**6
-_PEERS = ("containerd", "containerd-shim-runc-v2", "ctr", "soci-snapshotter-grpc", "soci-peer")
+_PEERS = (
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "soci-snapshotter-grpc",
+    "soci-peer",
+    "containerd-stargz-grpc",
+)
 _BLOCK = 1 << 20
 
 
@@ -56,6 +63,8 @@ WAYS = (
     Way("and reading ahead", "ahead", ahead=True),
     Way("and adaptive spans, index fetched once", "adaptive", ahead=True),
     Way("instead of reading ahead, fetched while layers are mounted", "prefetch"),
+    Way("eStargz, stargz-snapshotter", "estargz", "stargz"),
+    Way("and what is read, first", "estargz-first", "stargz"),
 )
 
 
@@ -136,13 +145,18 @@ class Images:
         if "ordinary" in tags and "ordinary" not in there:
             say("recompressing layers as gzip -6")
             ordinary(self.layout, "bytecode", peer)
-        if {"ahead", "adaptive", "prefetch"} & tags:
+        if "estargz" in tags:
+            self._variant(folder, profile, "estargz", "publish: {lazy: estargz}", there)
+        if {"ahead", "adaptive", "prefetch", "estargz-first"} & tags:
             trace = folder / "bench.trace.json"
             if not trace.exists():
                 say("tracing")
                 self.run(
                     "trace", f"oci:{self.layout}:bytecode", "-o", trace, "--entrypoint", "python", "--", "-c", self.code
                 )
+            if "estargz-first" in tags:
+                first = "start: {trace: bench.trace.json, readahead: false, order: all}\npublish: {lazy: estargz}"
+                self._variant(folder, profile, "estargz-first", first, there)
             start = "start: {trace: bench.trace.json}"
             self._variant(folder, profile, "ahead", start, there)
             soci = "publish: {soci: {spans: adaptive, platform: unknown}}"
