@@ -33,12 +33,14 @@ _MODE = re.compile(r"[0-7]{4}")
 
 @dataclass(frozen=True, order=True)
 class LockedBaseLayer:
-    """A layer of a base image, taken as it is; `size` is its blob's in bytes, `diff_id` the digest of its tar."""
+    """A layer of a base image, taken as it is; `size` is its blob's in bytes, `diff_id` the digest of its tar, `table` that of an
+    eStargz layer's table."""
 
     media_type: str
     sha256: str
     size: int
     diff_id: str
+    table: str = ""
 
 
 @dataclass(frozen=True, order=True)
@@ -176,6 +178,8 @@ def problems(image: LockedImage) -> Iterator[str]:
             yield f"layers[{number}]: no sha256, no diff_id, or no size"
         if layer.media_type not in COMPRESSIONS:
             yield f"layers[{number}]: {layer.media_type!r} is no media type of a layer"
+        if layer.table and not _DIGEST.fullmatch(layer.table):
+            yield f"layers[{number}]: {layer.table!r} is no digest of a table"
     if sum(not step.get("empty_layer") for step in image.history) != len(image.layers):
         yield "history: it does not have an entry for each layer"
     for folder in image.folders:

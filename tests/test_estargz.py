@@ -563,6 +563,39 @@ def test_a_layer_cache(image: tuple[Path, Layout, dict[str, Any]], world: World,
         assert other.there() == without.there() == [False, False]
 
 
+def test_a_base_image_of_such_layers(image: tuple[Path, Layout, dict[str, Any]], world: World, tmp_path: Path) -> None:
+    """Its tables are told again, after they were read; other images on it do not need them."""
+    environ = world.environment(world.root / "cache")
+    text = f"profile: 1\nname: upon\nbase: {{image: oci:{image[1].root}}}\nfiles: [{{from: app, to: /more}}]\n"
+
+    def built(name: str, more: str) -> list[dict[str, Any]]:
+        profile = write_project(tmp_path / name, text + more)
+        done = run(["publish", "-q", profile, f"oci:{tmp_path / name}-out"], tmp_path, environ)
+        layout = Layout(Path(f"{tmp_path / name}-out"))
+        manifests = layout.json(Digest.parse(done.digest))["manifests"]
+        layers: list[dict[str, Any]] = layout.json(Digest.parse(manifests[0]["digest"]))["layers"]
+        return layers
+
+    layers = built("estargz", "publish: {lazy: estargz}\n")
+    assert layers[:3] == image[2]["layers"]
+    assert TOC_DIGEST in layers[3]["annotations"]
+    layers = built("ordinary", "")
+    assert [layer["digest"] for layer in layers[:3]] == [layer["digest"] for layer in image[2]["layers"]]
+    assert not any(TOC_DIGEST in layer.get("annotations", {}) for layer in layers)
+    manifest = json.loads(json.dumps(image[2]))
+    manifest["layers"][2]["annotations"][TOC_DIGEST] = str(Digest.of(b""))
+    lying = Layout(tmp_path / "lying")
+    shutil.copytree(image[1].root, lying.root)
+    lying.point_to(lying.add(json.dumps(manifest).encode(), spec.MANIFEST))
+    profile = write_project(
+        tmp_path / "lied", text.replace(str(image[1].root), str(lying.root)) + "publish: {lazy: estargz}\n"
+    )
+    done = run(["publish", "-q", profile, f"oci:{tmp_path / 'no'}"], tmp_path, environ)
+    assert done.code == 1
+    assert "the table has the digest" in done.err
+    assert "base image is damaged or hostile" in done.err
+
+
 def test_ordinary_clients_read_it(image: tuple[Path, Layout, dict[str, Any]], tmp_path: Path) -> None:
     _, layout, manifest = image
     copied = f"dir:{tmp_path / 'copied'}"

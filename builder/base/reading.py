@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from builder.base.facts import BaseError
@@ -12,6 +13,8 @@ from builder.errors import HostileInputError
 from builder.oci import spec
 from builder.oci.config import Execution
 from builder.oci.content import MAX_MANIFEST, Source
+from builder.oci.digest import Digest
+from builder.oci.lazy import TOC_DIGEST
 from builder.oci.published import INDEXES, MANIFESTS, PublishedImage, is_artifact, read_image
 from builder.oci.spec import Descriptor, Platform
 
@@ -56,9 +59,17 @@ def read(source: Source, descriptor: Descriptor, platform: Platform) -> Publishe
 def layers(image: PublishedImage) -> tuple[LockedBaseLayer, ...]:
     """The layers, bottom first, with the OCI's media types: the same bytes, whoever calls them what."""
     return tuple(
-        LockedBaseLayer(_TYPES[layer.media_type], layer.digest.hex, layer.size, str(diff_id))
+        LockedBaseLayer(_TYPES[layer.media_type], layer.digest.hex, layer.size, str(diff_id), _table(layer))
         for layer, diff_id in zip(image.layers, image.diff_ids, strict=True)
     )
+
+
+def _table(layer: Descriptor) -> str:
+    """The digest of the table of an eStargz layer; nothing for any other layer, and where it is no digest."""
+    with suppress(LookupError, ValueError):
+        if _TYPES[layer.media_type] == spec.LAYER_GZIP:
+            return str(Digest.parse(layer.annotations[TOC_DIGEST]))
+    return ""
 
 
 def execution(image: PublishedImage) -> Execution:

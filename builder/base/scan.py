@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from builder.baseimage import COMPRESSIONS
 from builder.errors import HostileInputError
@@ -20,6 +21,9 @@ from builder.plan import BaseLayer
 from builder.soci import index
 from builder.store import Store
 
+if TYPE_CHECKING:
+    from builder.layers.tablecheck import TableFault
+
 _RECORD = "base-layer"
 _HINT = "the base image is damaged or hostile: choose another one, or another version of it"
 
@@ -29,9 +33,15 @@ def known(layer: BaseLayer, store: Store, packed: bool = False) -> BuiltLayer | 
     record = store.record(_RECORD, layer.key.hex)
     if record is None or not store.has(layer.file.digest, layer.file.size):
         return None
+    if layer.table and record.get("table") != str(layer.table):
+        return None
     blob = Descriptor(layer.media_type, layer.file.digest, layer.file.size)
     try:
         listing, tar_size, whole = Digest.parse(record["objects"][0]), int(record["tar_size"]), str(record["whole"])
+        if layer.table:
+            from builder.layers import estargz  # few images are of it
+
+            blob = replace(blob, annotations=estargz.labels(layer.table, tar_size))
     except (LookupError, TypeError, ValueError):  # a record that says too little counts as absent
         return None
     return BuiltLayer(layer.name, blob, layer.diff_id, tar_size, None, 0, listing, packed, whole)
@@ -56,6 +66,8 @@ def make(
             rows = _rows(scanned.entries)
         except LayerError as error:
             raise HostileInputError(f"{name}: {error}", hint=_HINT) from error
+        for fault in _table_faults(layer, store):
+            raise HostileInputError(f"{name}: {fault.message}", hint=_HINT)
         if scanned.figures.diff_id != layer.diff_id:
             message = f"its tar has the digest {scanned.figures.diff_id}, the configuration says {layer.diff_id}"
             raise HostileInputError(f"{name}: {message}", hint=_HINT)
@@ -69,8 +81,19 @@ def make(
         "objects": [str(listing)],
         "tar_size": scanned.figures.tar_size,
         "whole": scanned.why_whole,
+        **({"table": str(layer.table)} if layer.table else {}),
     }
     store.put_record(_RECORD, layer.key.hex, record)
+
+
+def _table_faults(layer: BaseLayer, store: Store) -> Sequence[TableFault]:
+    """What is wrong with the table of an eStargz layer: lazy clients would see something else than what is listed."""
+    if layer.table is None:
+        return ()
+    from builder.layers import tablecheck
+
+    with store.path(layer.file.digest).open("rb") as blob:
+        return tablecheck.faults(blob, layer.table)
 
 
 def rows(layer: BuiltLayer, store: Store) -> Sequence[Sequence[Any]]:

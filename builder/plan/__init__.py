@@ -95,7 +95,8 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
     layers: list[Layer] = []
     annotations: dict[str, str] = {}
     if locked.image:
-        layers += base_layers(locked.image)
+        with_tables = lock.compression is not None and lock.compression.kind == "estargz"
+        layers += base_layers(locked.image, with_tables=with_tables)
         annotations[spec.BASE_DIGEST] = locked.image.manifest
     if locked.debian:
         layers.append(_system(lock.format, locked))
@@ -156,8 +157,9 @@ def _compressed(layer: Layer, compression: LockedCompression) -> Layer:
     return replace(layer, key=Digest.of(spec.encode({"layer": str(layer.key), **how})), compression=compression)
 
 
-def base_layers(image: LockedImage) -> list[BaseLayer]:
-    """The layers of a base image, bottom first. Their keys are of their bytes and what is said of them alone."""
+def base_layers(image: LockedImage, *, with_tables: bool = False) -> list[BaseLayer]:
+    """The layers of a base image, bottom first, with the digests of tables if they are to be told. Their keys are of their bytes
+    and what is said of them alone."""
     return [
         BaseLayer(
             f"base {number} of {len(image.layers)}",
@@ -167,6 +169,7 @@ def base_layers(image: LockedImage) -> list[BaseLayer]:
             LockedFile(baseimage.ORIGIN, image.source, layer.sha256, layer.size),
             layer.media_type,
             Digest.parse(layer.diff_id),
+            Digest.parse(layer.table) if layer.table and with_tables else None,
         )
         for number, layer in enumerate(image.layers, 1)
     ]

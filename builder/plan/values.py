@@ -43,13 +43,15 @@ class Bytecode:
 
 @dataclass(frozen=True)
 class BaseLayer:
-    """A layer of the base image, whose blob is taken as it is."""
+    """A layer of the base image, whose blob is taken as it is; of an eStargz layer in an image of such layers, `table` is the
+    digest of its table."""
 
     name: str
     key: Digest
     file: LockedFile
     media_type: str
     diff_id: Digest
+    table: Digest | None = None
 
 
 @dataclass(frozen=True)
