@@ -582,6 +582,10 @@ def test_a_base_image_of_such_layers(image: tuple[Path, Layout, dict[str, Any]],
     layers = built("ordinary", "")
     assert [layer["digest"] for layer in layers[:3]] == [layer["digest"] for layer in image[2]["layers"]]
     assert not any(TOC_DIGEST in layer.get("annotations", {}) for layer in layers)
+    upon = (tmp_path / "estargz/small.yaml").read_text().replace(str(image[1].root), f"{tmp_path / 'ordinary'}-out")
+    (tmp_path / "estargz/small.yaml").write_text(upon)
+    told = run(["publish", "--lock", tmp_path / "estargz/small.yaml", f"oci:{tmp_path / 'upon'}"], tmp_path, environ)
+    assert "linux/amd64: base 1 of 4 has no table, so that containerd pulls it" in told.err
     manifest = json.loads(json.dumps(image[2]))
     manifest["layers"][2]["annotations"][TOC_DIGEST] = str(Digest.of(b""))
     lying = Layout(tmp_path / "lying")

@@ -210,6 +210,10 @@ def _report(context: Context, lock: Lock, image: Assembled, published: Sequence[
         for layer in each.layers:
             if layer.whole and layer.blob.size >= lock.soci.min_layer_size:
                 context.progress.note(f"{each.platform}: {layer.name} is pulled whole: {layer.whole}")
+    for each in image.images if lock.compression and lock.compression.kind == "estargz" else ():
+        if bare := next((layer for layer in each.layers if not layer.blob.annotations), None):
+            what = f"{bare.name} has no table, so that containerd pulls it and all layers above it whole"
+            context.progress.note(f"{each.platform}: {what}")
     layers = [layer for item in image.images for layer in item.layers]
     packed = sum(layer.packed for layer in layers)
     names = dict(_names(image, lock))
