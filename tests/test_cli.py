@@ -102,6 +102,17 @@ def test_a_file_that_is_named_and_not_there_is_wrong_usage(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_readme_names_every_command() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `build ")}
+    for verb in VERBS:
+        row = next((row for words, row in rows.items() if words.split()[1] == verb), "")
+        row = row or next(row for row in rows.values() if f"`build {verb} " in row)
+        found = command_of([verb])
+        below = found.list_commands(click.Context(found)) if isinstance(found, click.Group) else []
+        assert [name for name in below if f"`{name}`" not in row] == []
+
+
 def test_the_list_of_commands(tmp_path: Path) -> None:
     done = run(["--help"], tmp_path, {"HOME": str(tmp_path)})
     listed = re.findall(r"^  (\w+) +\S", done.out.partition("Commands:")[2], re.MULTILINE)
