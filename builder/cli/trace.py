@@ -45,25 +45,26 @@ def trace(context: Context, options: Options, output: Path, count: int, add: boo
 
 
 def _traced(starter: Starter) -> Trace:
-    files: list[TracedFile] = []
+    files: tuple[TracedFile, ...] = ()
     with starter.stack(watched=True) as (running, gateway):
-
-        def look() -> None:
-            mounts = residency.layers(running.folder)
-            files.extend(residency.resident(mounts, residency.reads(running.folder / "soci.log")))
-
         starter.mount(running, gateway)
         if not residency.without_readahead(residency.layers(running.folder)):
             starter.context.progress.note(
                 "the kernel's read-ahead cannot be turned off here (/sys is read-only): more is noted than what is read"
             )
-        starter.start(running, gateway, again=True, look=look)
+        with residency.watching(running.folder, running.folder / "soci.log", starter.wanted.platform) as noted:
+
+            def look() -> None:
+                nonlocal files
+                files = noted().files
+
+            starter.start(running, gateway, again=True, look=look)
     if not files:
         raise BuilderError(
             "the image was not started lazily: no layer was mounted, or nothing of one was read",
             hint="publish it with its SOCI index, with layers of `publish.soci.min-layer-size` or more",
         )
-    return Trace(traces.VERSION, starter.wanted.platform, tuple(sorted(files)))
+    return Trace(traces.VERSION, starter.wanted.platform, files)
 
 
 def _size(found: Trace) -> str:

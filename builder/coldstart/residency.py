@@ -1,7 +1,8 @@
 """Which parts of which files of lazily mounted layers the kernel has fetched: its page cache is asked, file by file.
 
 The snapshotter logs the path of every read (its option `log_fuse_operations`); mincore(2) then tells which pages of such a
-file are in memory. Asking fetches nothing.
+file are in memory. Asking fetches nothing. It is asked again and again while a start goes on: a machine that is short of memory
+drops pages that were read.
 """
 
 from __future__ import annotations
@@ -11,14 +12,62 @@ import json
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from builder.coldstart.trace import TracedFile, traced
+from builder.coldstart.trace import VERSION, Trace, TracedFile, merged, traced
 
 _READS = frozenset({"file.Read", "node.Open"})
 _PAGE = mmap.PAGESIZE
 _WINDOW = 256 << 20
+_EVERY = 0.3
+_SHARE = 4  # of the time that looking takes, at least so much passes before the next look
+
+
+@contextmanager
+def watching(folder: Path, log: Path, platform: str) -> Iterator[Callable[[], Trace]]:
+    """For the length of the block it is noted what is read of the layers below `folder`, by a thread; what is yielded looks a
+    last time and tells all of it. Raises what looking raised."""
+    found = Trace(VERSION, platform)
+    guard = threading.Lock()
+    ended = threading.Event()
+    failures: list[Exception] = []
+
+    def look() -> Trace:
+        nonlocal found
+        with guard:
+            seen = resident(layers(folder), reads(log)) if log.exists() else ()
+            found = merged([found, Trace(VERSION, platform, tuple(seen))])
+            return found
+
+    def work() -> None:
+        pause = _EVERY
+        while not ended.wait(pause):
+            begun = time.monotonic()
+            try:
+                look()
+            except OSError:  # a mount that has just gone
+                pass
+            except Exception as error:
+                failures.append(error)
+                return
+            pause = max(_EVERY, _SHARE * (time.monotonic() - begun))
+
+    def last() -> Trace:
+        for failure in failures:
+            raise failure
+        return look()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield last
+    finally:
+        ended.set()
+        thread.join()
 
 
 def reads(log: Path) -> tuple[str, ...]:
