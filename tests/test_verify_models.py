@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import modelworld
 import pytest
@@ -15,11 +15,15 @@ import test_model_gguf as a_gguf
 import test_model_onnx as an_onnx
 from hypothesis import example, given
 from hypothesis import strategies as some
+from world import Done
 
 from builder.models import index as indexes
 from builder.models.formats import HeaderError, gguf, onnx, read_header, reading
 from builder.models.scanning import scan
-from builder.models.values import FileIndex, Header, ModelFile
+from builder.models.values import INDEX_PATH, FileIndex, Header, ModelFile
+from builder.oci.artifact import TITLE
+from builder.oci.digest import Digest
+from builder.oci.layout import Layout
 from builder.verify.models import _file
 
 FILES = {
@@ -139,3 +143,84 @@ def test_headers_are_read_forward_only(name: str, read: Callable[[BinaryIO, int,
             return super().seek(offset)
 
     assert read(Forward(FILES[name]), len(FILES[name]), name) == index_of(tmp_path, name, FILES[name]).header
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """With a model of files of all formats."""
+    modelworld.write_files(tmp_path / "files", {name: data for name, data in FILES.items() if name != "m.bin"})
+    done = modelworld.inside(["model", "publish", "-q", "files", "oci:out:v1"], tmp_path, {"HOME": str(tmp_path)})
+    assert done.code == 0, done.err
+    return Layout(tmp_path / "out")
+
+
+def verified(layout: Layout, *words: str) -> Done:
+    folder = layout.path(Digest("0" * 64)).parents[3]
+    return modelworld.inside(["model", "verify", *words], folder, {"HOME": str(folder)})
+
+
+def manifest_of(layout: Layout) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(layout.manifest(layout.resolve("v1")))
+    return found
+
+
+def put(layout: Layout, data: bytes) -> dict[str, Any]:
+    digest = Digest.of(data)
+    layout.path(digest).write_bytes(data)
+    return {"digest": str(digest), "size": len(data)}
+
+
+def test_a_model_by_itself(layout: Layout) -> None:
+    done = verified(layout, "oci:out:v1")
+    assert (done.code, done.out.splitlines()[-1]) == (0, "valid: files are what their digests say; its index is true")
+    found = verified(layout, "oci:out:v1", "--format", "json").json
+    assert (found["verdict"], found["files"], found["indexed"], found["findings"]) == ("valid", 4, True, [])
+
+
+def test_a_damaged_model_by_itself(layout: Layout) -> None:
+    (blob,) = [layer for layer in manifest_of(layout)["layers"] if layer["annotations"][TITLE] == "m.gguf"]
+    path = layout.path(Digest.parse(blob["digest"]))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.unlink()  # it may be a link to the file that was published
+    path.write_bytes(data)
+    done = verified(layout, "oci:out:v1")
+    assert done.code == 3
+    assert "model: m.gguf: " in done.out
+    assert done.out.splitlines()[-1] == "damaged: 1 finding"
+    (finding,) = json.loads(verified(layout, "oci:out:v1", "--format", "json").out)["findings"]
+    assert finding["kind"] == "model"
+
+
+@pytest.mark.parametrize("what", ["configuration", "index", "no index"])
+def test_documents_of_a_model_that_lie(what: str, layout: Layout) -> None:
+    document = manifest_of(layout)
+    if what == "configuration":
+        config = json.loads(layout.path(Digest.parse(document["config"]["digest"])).read_bytes())
+        config["modelfs"]["diffIds"][0] = "sha256:" + "0" * 64
+        document["config"] |= put(layout, json.dumps(config).encode())
+    else:
+        (entry,) = [layer for layer in document["layers"] if layer["annotations"][TITLE] == INDEX_PATH]
+        if what == "index":
+            index = json.loads(layout.path(Digest.parse(entry["digest"])).read_bytes())
+            next(file for file in index["files"] if file["path"] == "m.onnx")["header"]["metadata"]["k"] = "other"
+            entry |= put(layout, json.dumps(index).encode())
+        else:
+            document["layers"].remove(entry)
+    digest = put(layout, json.dumps(document).encode())["digest"]
+    done = verified(layout, f"oci:out@{digest}")
+    if what == "no index":
+        assert (done.code, done.out.splitlines()[-1]) == (0, "valid: files are what their digests say; it has no index")
+    elif what == "index":
+        assert done.code == 3
+        assert "m.onnx: the index has another table of its tensors than its header" in done.out
+    else:
+        assert done.code == 3
+        assert "its configuration has other digests of its files than its manifest" in done.out
+
+
+def test_what_is_no_model(layout: Layout) -> None:
+    digest = put(layout, json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode())["digest"]
+    done = verified(layout, f"oci:out@{digest}")
+    assert done.code == 1
+    assert "is no model" in done.err

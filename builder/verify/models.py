@@ -1,20 +1,20 @@
-"""The models that an image names: every file is what its digest says, and the index of each is true."""
+"""Models, by themselves or as an image names them: every file is what its digest says, and the index of each is true."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from builder.client import NotFoundError
 from builder.errors import BuilderError
 from builder.models import formats
-from builder.models.artifact import read_artifact, read_index
+from builder.models.artifact import NotAModelError, read_artifact, read_config, read_index
 from builder.models.cuts import cuts
 from builder.models.formats import HeaderError, safetensors
-from builder.models.values import FileIndex
+from builder.models.values import FileIndex, ModelArtifact
 from builder.oci.companions import models
 from builder.oci.content import Source
 from builder.oci.digest import Digest
@@ -31,12 +31,14 @@ _MAX_HEADER = 32 << 20
 
 @dataclass(frozen=True)
 class VerifiedModel:
-    """A model that an image names; `files` and `size` in bytes are those that were read, None where it is in another place."""
+    """A model; `files` and `size` in bytes are those that were read, None where it is in another place. `indexed` is whether it
+    has an index."""
 
     name: str
     digest: Digest
     files: int | None = None
     size: int = 0
+    indexed: bool = False
 
 
 def check(
@@ -61,6 +63,21 @@ def check(
     return tuple(verified), tuple(findings)
 
 
+def check_one(
+    source: Source, manifest: Descriptor, progress: Progress
+) -> tuple[VerifiedModel | None, tuple[Finding, ...]]:
+    """Reads one model whole; None where its documents cannot be read. Raises `NotAModelError`, and what the source raises."""
+    try:
+        read_artifact(source, manifest)
+    except NotAModelError:
+        raise
+    except BuilderError as error:
+        if not says_no(error):
+            raise
+    model, wrong = _model(source, "", manifest, progress)
+    return model, tuple(Finding(Kind.MODEL, message) for message in wrong)
+
+
 def _model(
     source: Source, name: str, manifest: Descriptor, progress: Progress
 ) -> tuple[VerifiedModel | None, list[str]]:
@@ -68,12 +85,14 @@ def _model(
     try:
         artifact = read_artifact(source, manifest)
         index = read_index(source, artifact)
+        if index and not _is_true(read_config(source, artifact), artifact):
+            wrong.append("its configuration has other digests of its files than its manifest")
     except BuilderError as error:
         if not says_no(error):
             raise
         return None, [str(error)]
     indexed = {item.file.path: item for item in index.files} if index else {}
-    with progress.task(f"verifying model {name}", sum(file.size for _, file in artifact.layers)) as task:
+    with progress.task(f"verifying model {name}".strip(), sum(file.size for _, file in artifact.layers)) as task:
         for layer, file in artifact.layers:
             try:
                 with source.blob(layer) as stream:
@@ -84,7 +103,17 @@ def _model(
                 message = str(error)
             wrong += [f"{file.path}: {message}"] if message else []
     size = sum(file.size for _, file in artifact.layers)
-    return VerifiedModel(name, manifest.digest, len(artifact.layers), size), wrong
+    return VerifiedModel(name, manifest.digest, len(artifact.layers), size, index is not None), wrong
+
+
+def _is_true(config: Mapping[str, Any], artifact: ModelArtifact) -> bool:
+    """Whether a configuration names the files that are there; one that is not a ModelPack's names none."""
+    files = config.get("modelfs")
+    named = files.get("diffIds") if isinstance(files, dict) else None
+    digests = [str(layer.digest) for layer, _ in artifact.layers] + [
+        str(artifact.index.digest) if artifact.index else ""
+    ]
+    return not config or (isinstance(named, list) and sorted(map(str, named)) == sorted(digests))
 
 
 def _file(stream: BinaryIO, indexed: FileIndex | None, advance: Callable[[int], None]) -> str | None:

@@ -16,6 +16,7 @@ VERBS = {
     "convert": "builder.cli.model.convert:convert",
     "pull": "builder.cli.model.pull:pull",
     "cat": "builder.cli.model.cat:cat",
+    "verify": "builder.cli.model.verify:verify",
     "client": "builder.cli.model.client:client",
     "recipe": "builder.cli.model.recipe:print_recipe",
 }
@@ -29,6 +30,7 @@ _SUMMARIES = {
     "convert": "Convert a model to another precision.",
     "pull": "Pull a model into a folder, whole or in part.",
     "cat": "Write a file or a tensor of a model to stdout.",
+    "verify": "Verify that a model is what it says.",
     "client": "Write the program that pulls, as one file.",
     "recipe": "Print how a cluster gets the models of a profile.",
 }
