@@ -162,7 +162,9 @@ class Images:
             soci = "publish: {soci: {spans: adaptive, platform: unknown}}"
             self._variant(folder, profile, "adaptive", f"{start}\n{soci}", there)
             only = "start: {trace: bench.trace.json, readahead: false}"
-            self._variant(folder, profile, "prefetch", f"{only}\n{soci[:-2]}, prefetch: true}}}}", there)
+            self._variant(
+                folder, profile, "prefetch", f"{only}\n{soci[:-2]}, prefetch: true, mount: parallel}}}}", there
+            )
 
     def _variant(self, folder: Path, profile: Path, tag: str, added: str, there: set[str]) -> None:
         if tag in there:

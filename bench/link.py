@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ def link(rate: str) -> Iterator[Link]:
         ["tc", "qdisc", "add", "dev", here, "root", "tbf", "rate", rate, "burst", "512k", "latency", "100ms"],
     ]
     _sweep()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what follows happens then, too
     try:
         for command in commands:
             subprocess.run(command, check=True)

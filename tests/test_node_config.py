@@ -19,7 +19,7 @@ import judges
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_start import PROGRAMS, command, started
+from test_start import PROGRAMS, started
 from world import Real, run
 
 from builder.coldstart import nodes, recommended, state
@@ -122,11 +122,6 @@ def test_a_start_with_the_settings_of_nodes(real: Real, folder: Path, path: str,
     assert lazy.starts[0].bytes < lazy.size
     assert whole.starts[0].bytes > whole.size
     assert next(phase for phase in whole.starts[0].phases if phase.name == "program").requests == 0
-    (tmp_path / "lazy").write_text('[content_store]\ntype = "none"\n')
-    refused = command(folder, path, f"oci:{real.out}", "--node-config", tmp_path / "lazy", *python)
-    assert refused.returncode == 1
-    assert "soci-snapshotter-grpc" in refused.stderr
-    assert "Traceback" not in refused.stderr
 
 
 def test_what_is_printed() -> None:

@@ -1,4 +1,4 @@
-"""Prefetch artifacts: as the real tool makes them, and no good ones. The real snapshotter fetches them in test_start.py."""
+"""Prefetch artifacts: as the real tool makes them, and no good ones. The real snapshotter fetches what they list."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layouts import Layout, plain
 from test_adaptive import environ, files
+from test_node_config import folder, path
+from test_start import started
 from world import Real, World, run
 
 from builder.coldstart import trace as traces
@@ -25,6 +27,7 @@ from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.soci import prefetch, read
 
+__all__ = ["folder", "path"]  # fixtures
 DIGEST = "com.amazon.soci.image-layer-digest"
 
 
@@ -73,6 +76,16 @@ def test_the_real_tool_makes_the_same(real: Real, fetched_first: tuple[Layout, s
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == digest
     assert len(artifacts(layout, digest)) == 2
+
+
+def test_it_comes_before_the_container(fetched_first: tuple[Layout, str, list[str]], folder: Path, path: str) -> None:
+    """The real snapshotter fetches the spans that the index lists while it mounts the layers."""
+    layout, digest, _ = fetched_first
+    spans = sum(last - first + 1 for found in artifacts(layout, digest).values() for first, last in found)
+    python = ("--entrypoint", "python", "--", "-c", "import numpy")
+    (start,) = started(folder, path, f"oci:{layout.root}", *python).cold()
+    pulled = next(phase for phase in start.phases if phase.name == "pull")
+    assert pulled.spans >= spans > 3
 
 
 def test_the_rest_of_the_image_is_the_same(real: Real, fetched_first: tuple[Layout, str, list[str]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import email
+import io
 import json
 import os
 import resource
@@ -12,10 +13,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,13 @@ from layouts import plain
 from world import BUILD, Real, run
 
 import builder
+from builder.cli.context import Context
+from builder.cli.starting import Starter
 from builder.coldstart import picture, state, tools, values
 from builder.coldstart import trace as traces
 from builder.coldstart.gateway import NAME, Gateway
 from builder.coldstart.images import Blobs, look
+from builder.coldstart.measure import StartError, Wanted
 from builder.coldstart.opened import Opened
 from builder.coldstart.ready import Ready
 from builder.coldstart.trace import Part, Trace, TracedFile, TraceError
@@ -194,21 +200,46 @@ def test_a_service_to_its_first_answer(real: Real, folder: Path, path: str, tmp_
         assert by_name["model pull"].spans == 0
     assert again.spans == 0
     assert "model pull" in picture.text(found)
-    refused = command(folder, path, *options, "--post", address, real.profile, *code)
-    assert refused.returncode == 1
-    assert "answered 418: that is something else" in refused.stderr
+
+
+def test_an_answer_that_is_none() -> None:
+    """What the service says is told; so is that it does not answer."""
+    context = Context.from_environment({}, io.StringIO())
+    nothing: Any = None
+    wanted = Wanted("", "", Ready.parse("exit"), 5.0)
+    starter = Starter(context, Path(), "soci", nothing, nothing, nothing, wanted)
+    with serving_refusals() as address, pytest.raises(StartError, match="answered 418: no coffee"):
+        starter._post(f"{address}/ocr", b"a picture")
+    with pytest.raises(StartError, match="no answer to what --post sends"):
+        starter._post(f"{address}/ocr", b"a picture")
+
+
+@contextlib.contextmanager
+def serving_refusals() -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(418)
+            self.end_headers()
+            self.wfile.write(b"no coffee")
+
+        def log_message(self, *_: object) -> None:
+            return None
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (("--model", "models/x", "oci:{out}"), 2, "neither a folder"),
         (("--model", "/models/../etc", "oci:{out}"), 2, "neither a folder"),
         (("--model", "/a,dst=/etc", "oci:{out}"), 2, "neither a folder"),
         (("--model", "MODEL", "oci:{out}/none"), 1, "none"),
         (("--model", "/models/x", "oci:{out}"), 1, "model"),
         (("--post", "127.0.0.1:80", "{profile}"), 2, "no address"),
-        (("--post", "http://127.0.0.1:80/", "{profile}.none"), 2, "does not exist"),
     ],
 )
 def test_models_that_cannot_be_had(
@@ -414,46 +445,6 @@ def test_the_index_is_fetched_once(real: Real, folder: Path, path: str, tmp_path
     twice, once = (started(folder, path, f"oci:{out}", *options).cold()[0] for out in (real.out, tmp_path / "out"))
     assert once.spans == twice.spans > 0
     assert twice.bytes - once.bytes > 1_000_000
-
-
-def test_what_is_listed_comes_before_the_container(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
-    """The snapshotter fetches the spans that the index lists while it mounts; the program finds them there."""
-    shutil.copytree(real.profile.parent / "real", tmp_path / "real")
-    trace, layout = tmp_path / "real.trace.json", f"oci:{tmp_path / 'out'}"
-    python = ("--entrypoint", "python", "--", "-c", "import numpy")
-    assert traced(folder, path, trace, f"oci:{real.out}", *python).returncode == 0
-    profile = tmp_path / "real.yaml"
-    text = real.profile.read_text().replace("min-layer-size: 5MiB", "min-layer-size: 5MiB, prefetch: true")
-    profile.write_text(f"{text}\nstart: {{trace: real.trace.json, readahead: false}}\n")
-    shutil.copy(real.profile.with_suffix(".lock.json"), tmp_path / "real.lock.json")
-    environ = {**os.environ, "XDG_CACHE_HOME": str(real.cache)}
-    done = run(["publish", "-q", "--no-attach", "--lock", profile, layout], tmp_path, environ)
-    assert done.code == 0, done.err
-    before, after = (started(folder, path, at, *python).cold()[0] for at in (f"oci:{real.out}", layout))
-    late = {name: sum(phase.spans for phase in start.phases if phase.name == "program") for name, start in
-            (("before", before), ("after", after))}  # fmt: skip
-    assert late["after"] < late["before"] / 3
-    assert next(phase for phase in after.phases if phase.name == "pull").spans > late["before"] / 2
-
-
-def test_layers_are_mounted_at_once(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
-    """Of no layer the size has to be asked for, all of them are mounted lazily, and the same parts of them come."""
-    shutil.copytree(real.profile.parent / "real", tmp_path / "real")
-    profile = tmp_path / "real.yaml"
-    text = real.profile.read_text().replace("min-layer-size: 5MiB", "min-layer-size: 5MiB, mount: parallel")
-    profile.write_text(text)
-    shutil.copy(real.profile.with_suffix(".lock.json"), tmp_path / "real.lock.json")
-    environ = {**os.environ, "XDG_CACHE_HOME": str(real.cache)}
-    done = run(["publish", "-q", "--lock", profile, "oci:out"], tmp_path, environ)
-    assert done.code == 0, done.err
-    assert run(["verify", "oci:out"], tmp_path, environ).code == 0
-    options = ("--entrypoint", "python", "--", "-c", "import numpy")
-    serial, parallel = (started(folder, path, f"oci:{out}", *options).cold()[0] for out in (real.out, tmp_path / "out"))
-    layout = RawLayout(real.out)
-    (soci,) = (entry for entry in layout.json(Digest.parse(real.digest))["manifests"] if "artifactType" in entry)
-    mounted = layout.json(Digest.parse(soci["digest"]))["layers"]
-    assert serial.requests - parallel.requests == len(mounted) > 1
-    assert parallel.spans == serial.spans > 0
 
 
 def traced(folder: Path, path: str, file: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
