@@ -7,9 +7,14 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from world import Done, World, run, world
+
+from builder.nix.engine import Engine
+from builder.nix.program import Nix
+from builder.store import Store
 
 CONFIG = "build-users-group =\nsubstitute = false\nflake-registry =\n"
 SYSTEM = f"{os.uname().machine}-linux"
@@ -70,8 +75,25 @@ class Machines:
     root: Path
     digest: str
 
-    def new(self, name: str) -> Machine:
-        return Machine(self.world, self.project, self.root / name)
+    def new(self, name: str, *, bare: bool = False) -> Machine:
+        """A machine whose store of Nix has nothing but the packer, or, if it is `bare`, nothing at all."""
+        root = self.root / name
+        return Machine(self.world, self.project, root) if bare else self.at(root)
+
+    def at(self, root: Path, project: Path | None = None) -> Machine:
+        """The same, below another folder, and with another profile."""
+        for part, how in (("nix/nix/store", "-al"), ("nix/nix/var", "-a"), ("cache", "-a")):
+            (root / part).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", how, self._packer / part, root / part], check=True)
+        return Machine(self.world, project or self.project, root)
+
+    @cached_property
+    def _packer(self) -> Path:
+        """A machine that has the packer: adding it takes longer than most tests."""
+        root = self.root / "packer"
+        environ = {**os.environ, "NIX_REMOTE": str(root / "nix"), "NIX_CONFIG": CONFIG}
+        Engine(Nix(environ)).runtime(Store(root / "cache/layerwright"))
+        return root
 
 
 @contextmanager

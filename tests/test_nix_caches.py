@@ -58,7 +58,7 @@ def cache(nix_machines: Machines) -> Cache:
 @pytest.fixture
 def machine(nix_machines: Machines, tmp_path: Path) -> Iterator[Machine]:
     """A fresh machine."""
-    yield Machine(nix_machines.world, nix_machines.project, tmp_path / "machine")
+    yield nix_machines.at(tmp_path / "machine")
     subprocess.run(["chmod", "-R", "u+w", str(tmp_path)], check=False)
 
 

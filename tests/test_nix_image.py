@@ -87,6 +87,7 @@ def test_the_image_is_the_same(nix_machines: Machines, source: Path) -> None:
 
 def test_on_top_of_an_image_with_things_from_nix(nix_machines: Machines, tmp_path: Path) -> None:
     """Base layers have no address, and are added; what comes from Nix is taken from its store; nothing is fetched."""
+    nix_machines.at(tmp_path)
     nixworld.maker(tmp_path)
     base = baseimages.layout(tmp_path / "base", [[*baseimages.debian(), baseimages.folder("srv/tools", 0o750, 7, 8)]])
     text = f"""\
