@@ -722,3 +722,12 @@ def test_the_network_of_an_environment(
     environ: dict[str, str], read: Callable[[Network], object], expected: object
 ) -> None:
     assert read(Network.of(environ)) == expected
+
+
+def test_connections_that_all_break_soon_bring_a_file_nevertheless(server: FaultServer, store: Store) -> None:
+    """Each brings something, however little it is beside what a block may have."""
+    data = os.urandom(400_000)
+    server.files["/broken"] = data
+    server.always["/broken"] = faultserver.drop(40_000)
+    fetcher(store, server.url(""), network=Network(attempts=2, backoff=0.001)).ensure([locked("broken", data)])
+    assert store.read(Digest.of(data)) == data

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from urllib3.response import BaseHTTPResponse
 
-_LEAST = 64 << 10
+_LEAST = 16 << 10
 _MOST = 1 << 20
 _SHORT, _LONG = 0.01, 0.05
 """Seconds: a block that came faster is followed by a larger one, one that took longer by a smaller one."""
