@@ -354,6 +354,15 @@ def test_a_closure_of_3000_paths(tmp_path: Path) -> None:
     assert sorted(found) == sorted(f"nix/store/{name}/bin" for name in names)
 
 
+def test_a_daemon_that_is_not_there(copy: Path, tmp_path: Path) -> None:
+    """The same remedy, whoever asks it."""
+    socket = {"NIX_REMOTE": "daemon", "NIX_DAEMON_SOCKET_PATH": str(tmp_path / "no-socket")}
+    for argv in (["lock", "tools.yaml"], ["assemble", "tools.yaml", "--engine", "nix"]):
+        said = wrong(copy, argv, **socket)
+        assert "no-socket': No such file or directory" in said
+        assert "hint: start nix-daemon, or use a store of your own: NIX_REMOTE=/absolute/folder" in said
+
+
 def _others(paths: Sequence[dict[str, Any]], item: object) -> list[str]:
     return [other["name"] for other in paths if other is not item]
 

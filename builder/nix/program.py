@@ -46,6 +46,8 @@ _REMEDIES = (
     ("build users group", "set `build-users-group =` in NIX_CONFIG, or make the group as Nix's manual says"),
     ("build-users-group", "set `build-users-group =` in NIX_CONFIG, or make the group as Nix's manual says"),
     ("cloning builder process", "the sandbox needs namespaces of the kernel: run as root, or allow user namespaces"),
+    ("cannot connect to socket", "start nix-daemon, or use a store of your own: NIX_REMOTE=/absolute/folder"),
+    ("No space left", "make room where the store of Nix is: `nix-collect-garbage` removes what nobody needs"),
     ("user namespace", "the sandbox needs namespaces of the kernel: run as root, or allow user namespaces"),
     ("sandbox", "the sandbox is required: run as root or allow user namespaces, and set `sandbox = true` in nix.conf"),
     ("experimental", "allow it: `experimental-features = nix-command` in nix.conf"),

@@ -27,7 +27,9 @@ _NAME = re.compile(r"[0-9a-df-np-sv-z]{32}-[0-9A-Za-z+_?=.-]{1,211}")
 _BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WORTH_TELLING = re.compile(r"unable to download|signed by any of the keys|substituter|binary cache")
-_NO_SANDBOX = re.compile(r"^.*(?:sandbox|unshare|private mount namespace|cloning builder process).*$", re.MULTILINE)
+_NO_SANDBOX = re.compile(
+    r"^error: .*(?:sandboxing|sandbox-fallback|unshare|private mount namespace|cloning builder process).*$", re.MULTILINE
+)
 _CHANGED = re.compile(r"^.*hash mismatch importing.*$", re.MULTILINE)
 _BATCH = 500
 _TAIL = 200
@@ -193,7 +195,11 @@ def _explained(output: str, label: str, status: int) -> BuilderError:
     """Nix's words, with what to do about those that are known."""
     if not output.strip():
         return ToolError(f"{label}: nix failed with status {status}, and printed nothing", hint=_INSTALL)
-    told = output.rpartition("error: ")[2].strip()
+    told = (
+        output.rpartition("error: ")[2]
+        .replace("(use '--show-trace' to show detailed location information)", "")
+        .strip()
+    )
     message = f"{label}: {told}"
     if re.search(r"unrecogni[sz]ed flag|is not a recogni[sz]ed command|unknown setting", output):
         return NixError(f"{label}: this Nix is too old: {told}", hint=_INSTALL)
@@ -203,6 +209,11 @@ def _explained(output: str, label: str, status: int) -> BuilderError:
     if found := _NO_SANDBOX.search(output):
         message = f"{label}: {found[0].removeprefix('error: ')}"
         hint = "Nix cannot build in a sandbox here, and does not build without: allow user namespaces"
+        return NixError(message, hint=hint)
+    if "cannot connect to socket" in told:
+        return NixError(message, hint="start nix-daemon, or use a store of your own: NIX_REMOTE=/absolute/folder")
+    if "No space left" in output:
+        hint = "make room where the store of Nix is: `nix-collect-garbage` removes what nobody needs"
         return NixError(message, hint=hint)
     if found := _CHANGED.search(output):
         message = f"{label}: {found[0].partition('error: ')[2] or found[0]}"
