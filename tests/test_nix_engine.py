@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nixmachines import CONFIG, SYSTEM, Machine, Machines
 from world import run
 
 from builder import lock as locks
 from builder import plan as plans
-from builder.errors import HostileInputError
+from builder.errors import BuilderError, HostileInputError
 from builder.nix import inside, program, runtime
 from builder.nix.document import name_of, safe
 from builder.nix.engine import take
@@ -135,6 +137,40 @@ def test_a_builder_that_is_lost_for_good() -> None:
             log(f"@nix {json.dumps(event)}")
         assert str(log.failure()).startswith(expected)
         assert isinstance(log.failure(), program.LostError) == ("lost" in expected)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(),
+            st.sampled_from(["@nix {", "@nix " + "[" * 100_000, "@nix null", "@nix {}", "error: x"]),
+            st.fixed_dictionaries(
+                {
+                    "action": st.sampled_from(["start", "stop", "result", "msg", "x"]),
+                    "type": st.sampled_from([101, 105, 108, "105", None]),
+                    "id": st.one_of(st.integers(), st.none()),
+                    "level": st.one_of(st.integers(0, 3), st.text(max_size=2)),
+                    "msg": st.one_of(st.text(), st.integers()),
+                    "fields": st.lists(
+                        st.one_of(
+                            st.text(),
+                            st.integers(),
+                            st.sampled_from(["5", "[1]", "[[], {}]", "{", "[" * 100_000]).map(inside.MARK.__add__),
+                        ),
+                        max_size=4,
+                    ),
+                }
+            ).map(lambda event: f"@nix {json.dumps(event)}"),
+        ),
+        max_size=8,
+    )
+)
+def test_logs_that_lie(lines: list[str]) -> None:
+    """Programs that build, and machines, say what they like; it ends as an error of ours in any case."""
+    log = program._Log(lambda name, place, *, cached: None, lambda text: None)
+    for line in lines:
+        log(line)
+    assert isinstance(log.failure(), BuilderError)
 
 
 def test_packing_outside_of_a_sandbox_is_refused(nix_machines: Machines, built: Machine, tmp_path: Path) -> None:

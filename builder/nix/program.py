@@ -197,7 +197,7 @@ class _Log:
     def __call__(self, line: str) -> None:
         try:
             event = json.loads(line.removeprefix("@nix ")) if line.startswith("@nix ") else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             event = {}
         match event:
             case {"action": "start", "type": int(kind), "id": int(number), "fields": [str(path), str(place), *_]} if (
@@ -225,9 +225,10 @@ class _Log:
     def _refuse(self, text: str, name: str, place: str) -> None:
         try:
             message, hint = json.loads(text.removeprefix(MARK))
-        except ValueError:
-            return
-        self._refused.append((f"{name}{f' on {place}' if place else ''}: {message}", hint))
+        except (ValueError, TypeError, RecursionError):
+            return  # it is not ours
+        where = f"{name}{f' on {place}' if place else ''}"
+        self._refused.append((f"{where}: {message}", hint if isinstance(hint, str) else None))
 
     def failure(self) -> BuilderError:
         """Why the build failed."""

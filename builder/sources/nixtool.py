@@ -28,7 +28,8 @@ _BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WORTH_TELLING = re.compile(r"unable to download|signed by any of the keys|substituter|binary cache")
 _NO_SANDBOX = re.compile(
-    r"^error: .*(?:sandboxing|sandbox-fallback|unshare|private mount namespace|cloning builder process).*$", re.MULTILINE
+    r"^error: .*(?:sandboxing|sandbox-fallback|unshare|private mount namespace|cloning builder process).*$",
+    re.MULTILINE,
 )
 _CHANGED = re.compile(r"^.*hash mismatch importing.*$", re.MULTILINE)
 _BATCH = 500
