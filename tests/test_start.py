@@ -240,9 +240,12 @@ def serving_refusals() -> Iterator[str]:
         (("--model", "MODEL", "oci:{out}/none"), 1, "none"),
         (("--model", "/models/x", "oci:{out}"), 1, "model"),
         (("--post", "127.0.0.1:80", "{profile}"), 2, "no address"),
+        (("--node-config", "{profile}", "--snapshotter", "overlayfs"), 2, "lazy snapshotters"),
+        (("--node-config", "{profile}"), 1, "no TOML"),
+        (("--node-config", "{profile}.none"), 2, "does not exist"),
     ],
 )
-def test_models_that_cannot_be_had(
+def test_options_that_make_no_sense(
     options: tuple[str, ...], status: int, words: str, real: Real, folder: Path, path: str
 ) -> None:
     written = [option.format(out=real.out, profile=real.profile) for option in options]

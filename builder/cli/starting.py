@@ -96,7 +96,7 @@ _OPTIONS = (
     click.option(
         "--node-config",
         "settings",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=click.Path(dir_okay=False, exists=True, path_type=Path),
         default=None,
         metavar="FILE",
         help="Settings of the snapshotter as nodes have them, in TOML, instead of those of measurements.",
@@ -147,6 +147,8 @@ class Starter:
             raise UsageError("mounting layers needs root", hint="run it as root: sudo build ...")
         found = tools.find(context.environ, snapshotter)
         variables = tuple(_variable(text) for text in options.env)
+        if options.settings and snapshotter == "overlayfs":
+            raise UsageError("--node-config is for lazy snapshotters", hint="leave it out: overlayfs has no settings")
         settings = nodes.read(options.settings) if options.settings else None
         models = tuple(_model(number, *named, context) for number, named in enumerate(options.models))
         post = _posted(*options.post) if options.post else None
