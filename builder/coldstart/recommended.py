@@ -76,9 +76,9 @@ def _side_by_side(node: Node) -> Iterator[Setting]:
     yield Setting(table, "discard_unpacked_layers", True, "false", "the compressed layers are not kept")
 
 
-FUSE = ""
-PREFETCH = ""
-PARALLEL = ""
+FUSE = "26 % fewer look-ups, 2 % fewer requests of the kernel, no time that could be measured"
+PREFETCH = "ready after 16 s instead of 24, with 83 MB instead of 121 (profiles/ocr.yaml over 200 Mbit/s)"
+PARALLEL = "pulled in 11.0 s instead of 12.5 by overlayfs (profiles/ocr.yaml over 200 Mbit/s)"
 
 
 def soci_text(node: Node) -> str:
