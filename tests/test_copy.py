@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import json
@@ -333,8 +334,13 @@ def test_archives_that_lie(tmp_path: Path) -> None:
     data = good.read_bytes()
     cut = tmp_path / "cut.tar"
     cut.write_bytes(data[: len(data) // 2])
-    with pytest.raises(LayoutError, match=r"cut off|no tar file"):
+    with pytest.raises(LayoutError, match=r"cut off|no tar file") as caught:
         Archive(cut)
+    assert "bring the archive here again" in str(caught.value.hint)
+    cut.write_bytes(gzip.compress(data))
+    with pytest.raises(LayoutError, match="it is compressed") as caught:
+        Archive(cut)
+    assert caught.value.hint == "unpack it first"
     layer = closure(source, source.resolve("v1")).blobs[0]
     content = RawLayout(tmp_path / "one").path(layer.digest).read_bytes()
     (tmp_path / "flipped.tar").write_bytes(data.replace(content, b"y" + content[1:]))

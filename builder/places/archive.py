@@ -30,6 +30,7 @@ from builder.oci.spec import Descriptor
 _VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 _BLOBS = "blobs/sha256/"
 _NAME = re.compile(r"(?:\./)?(oci-layout|index\.json|blobs/sha256/[0-9a-f]{64})")
+_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh")
 _MAX_MEMBERS = 100_000
 _COPY = 1 << 20
 
@@ -250,9 +251,7 @@ def _members(path: Path) -> dict[str, Range]:
                     if name and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
                         found[name[1]] = Range(member.offset_data, member.size)
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-            raise LayoutError(
-                f"{path}: no tar file that can be read: {error}", hint="a compressed one has to be unpacked first"
-            ) from error
+            raise no_tar(path, file, error) from error
         size = os.fstat(file.fileno()).st_size
     if any(part.offset + part.size > size for part in found.values()):
         raise LayoutError(f"{path}: it is cut off after {size} bytes", hint="bring the archive here again")
@@ -260,6 +259,16 @@ def _members(path: Path) -> dict[str, Range]:
 
 
 @contextmanager
+def no_tar(path: Path, file: BinaryIO, error: Exception) -> LayoutError:
+    """Why a file cannot be read as a tar, and what to do about it."""
+    file.seek(0)
+    if file.read(6).startswith(_PACKED):
+        return LayoutError(f"{path}: no tar file that can be read: it is compressed", hint="unpack it first")
+    return LayoutError(
+        f"{path}: no tar file that can be read: {error}", hint="bring the archive here again, or name another file"
+    )
+
+
 def _explained(path: Path) -> Iterator[None]:
     """Turns an OSError of writing into an error with a remedy."""
     try:

@@ -24,7 +24,7 @@ from builder.oci.content import MAX_MANIFEST
 from builder.oci.digest import Digest
 from builder.oci.listing import LayoutError
 from builder.oci.spec import Descriptor
-from builder.places.archive import Part, Range, opened
+from builder.places.archive import Part, Range, no_tar, opened
 
 _MAX_MEMBERS = 100_000
 _MAX_LAYERS = 4096
@@ -208,9 +208,7 @@ def _members(path: Path) -> tuple[Mapping[str, Range], Mapping[str, str]]:
                     elif member.type == tarfile.LNKTYPE:
                         links[name] = posixpath.normpath(member.linkname)
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-            raise LayoutError(
-                f"{path}: no tar file that can be read: {error}", hint="a compressed one has to be unpacked first"
-            ) from error
+            raise no_tar(path, file, error) from error
         size = os.fstat(file.fileno()).st_size
     if any(part.offset + part.size > size for part in found.values()):
         raise LayoutError(f"{path}: it is cut off after {size} bytes", hint="bring the archive here again")
