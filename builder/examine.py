@@ -134,6 +134,9 @@ def _image(
     source: Source, digest: Digest, manifest: Mapping[str, Any], indexes: Mapping[str, Descriptor]
 ) -> ExaminedImage:
     config = _document(_read(source, Descriptor.parse(manifest["config"]), MAX_MANIFEST))
+    config["config"] = config.get("config") or {}
+    if not isinstance(config["config"], dict):
+        raise ValueError("what it says of containers is no object")
     bound = manifest.get("annotations", {}).get(INDEX_DIGEST)
     soci = indexes.get(bound) or (_named(source, bound) if bound else None)
     ztocs = dict(_ztocs(_document(source.manifest(soci)))) if soci else {}
