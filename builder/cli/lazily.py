@@ -66,7 +66,7 @@ def _text(starter: Starter, rows: Sequence[tuple[str, LayerMount]], is_lazy: boo
         lines.append(f"not lazy, as far as that shows: no layer with a table has more than {human_size(_TOO_SMALL)}")
     else:
         lines.append(
-            "not lazy: no layer has spans: publish with `publish.soci.enabled`, not as zstd, and layers of its min-layer-size or more"
+            "not lazy: no layer has spans: publish with `publish.soci.enabled`, not as zstd, and layers of min-layer-size or more"
         )
     return "\n".join(lines)
 

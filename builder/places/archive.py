@@ -258,7 +258,6 @@ def _members(path: Path) -> dict[str, Range]:
     return found
 
 
-@contextmanager
 def no_tar(path: Path, file: BinaryIO, error: Exception) -> LayoutError:
     """Why a file cannot be read as a tar, and what to do about it."""
     file.seek(0)
@@ -269,6 +268,7 @@ def no_tar(path: Path, file: BinaryIO, error: Exception) -> LayoutError:
     )
 
 
+@contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turns an OSError of writing into an error with a remedy."""
     try:
