@@ -13,7 +13,10 @@ import judges
 import nixworld
 import pytest
 from nixmachines import CONFIG, SYSTEM, Machine, Machines
-from world import run
+from world import PROFILE, run, write_project
+
+from builder.coldstart import trace as traces
+from builder.coldstart.trace import Part, Trace, TracedFile
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAKE = """\
@@ -110,6 +113,30 @@ templates: [{{from: text, to: /srv/text}}]
     argv = ("-f", str(ROOT / "nix/engine.nix"), "--argstr", "plan", str(tmp_path / "plan.json"), "image")
     (made,) = json.loads(nixworld.nix(tmp_path, "build", "--json", "--no-link", *argv))
     assert digest(tmp_path / "nix" / made["outputs"]["out"].lstrip("/")) == expected
+
+
+def test_what_a_start_reads_first(nix_machines: Machines, tmp_path: Path) -> None:
+    """No derivation of a layer knows the trace: those layers are packed in that of the image."""
+    text = PROFILE.replace("soci: {", "soci: {spans: adaptive, prefetch: true, ")
+    profile = write_project(tmp_path / "project", f"{text}start: {{trace: small.trace.json, order: all}}\n")
+    files = (
+        TracedFile("opt/venv/lib/python3.11/site-packages/alpha/blob.bin", 4096000, (Part(1 << 20, 2 << 20),)),
+        TracedFile("usr/bin/hello", 12),
+    )
+    profile.with_name("small.trace.json").write_text(traces.encode(Trace(traces.VERSION, "linux/amd64", files)))
+    machine = nix_machines.at(tmp_path / "machine", profile.parent)
+    assert machine("lock").code == 0
+    expected = machine("assemble", "--no-attach").digest
+    done = machine("plan", "--offline", "--format", "nix")
+    assert done.code == 0, done.err
+    plan = json.loads(done.out)
+    assert plan["layers"] == {}
+    (tmp_path / "plan.json").write_text(done.out)
+    layers = ["--arg", "src", str(profile.parent), "image"]
+    argv = ["-f", str(ROOT / "nix/engine.nix"), "--argstr", "plan", str(tmp_path / "plan.json"), *layers]
+    command = ["--extra-experimental-features", "nix-command", "build", "--json", "--no-link", *argv]
+    (made,) = json.loads(machine.nix("nix", *command))
+    assert digest(machine.root / "nix" / made["outputs"]["out"].lstrip("/")) == expected
 
 
 def test_what_cannot_be_meant(nix_machines: Machines) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from builder import lock as locks
 from builder import plan as plans
 from builder.lock import Lock, LockedFile
-from builder.nix.inside import KINDS, encode
+from builder.nix.inside import encode, packs
 from builder.plan import Layer
 
 VERSION = 1
@@ -57,7 +57,7 @@ def image_of(
     they are the archive; what has none must be in Nix's store already."""
     planned = plans.plan(lock)
     layers = list(dict.fromkeys(layer for item in planned.platforms for layer in item.layers))
-    made = [layer for layer in layers if type(layer) in KINDS.values()]
+    made = [layer for layer in layers if packs(layer)]
     rest = dict.fromkeys(file for layer in layers if layer not in made for file in plans.files(layer))
     known = {file.sha256: dict(place) for file, place in places.items()}
     document = document_of(lock.name, made, planned.soci.span_size, packer)

@@ -13,7 +13,7 @@ from builder.errors import HostileInputError
 from builder.lock import LockedFile
 from builder.nix import runtime
 from builder.nix.document import PREFIX, document_of, name_of
-from builder.nix.inside import KINDS, records
+from builder.nix.inside import packs, records
 from builder.nix.program import THREADS, UNSIGNED, LostError, Nix, NixError
 from builder.oci.digest import Digest
 from builder.parallel import Stop, for_each
@@ -43,9 +43,7 @@ class Engine:
         return [
             layer
             for layer in dict.fromkeys(layers)
-            if type(layer) in KINDS.values()
-            and not getattr(layer, "order", None)
-            and sum(file.size for file in plans.files(layer)) >= self.floor
+            if packs(layer) and sum(file.size for file in plans.files(layer)) >= self.floor
         ]
 
     def __call__(self, layers: Sequence[Layer], span_size: int, store: Store, ensure: Ensure) -> None:

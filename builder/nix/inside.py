@@ -31,6 +31,11 @@ MARK = "layerwright error: "
 """What the line begins with that tells of an error: JSON of its message and its hint follow."""
 
 
+def packs(layer: Layer) -> bool:
+    """Whether a derivation can pack the layer: not one that the profile's own files, or a trace, decide on."""
+    return type(layer) in KINDS.values() and getattr(layer, "order", None) is None
+
+
 def encode(layer: Layer, span_size: int) -> str:
     """The specification of a layer: all that decides what its derivation makes, but its inputs' bytes."""
     kind = next(name for name, cls in KINDS.items() if type(layer) is cls)
