@@ -171,6 +171,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["cache", "gcc"], "gcc"),
         (["completion", "csh"], "'bash'"),
         (["init", "Large Name"], "is no name of an image"),
+        (["init", "some/where/hello"], "hint: build init hello -C some/where"),
+        (["init", "hello.yaml"], "hint: build init hello"),
     ],
 )
 def test_wrong_usage_ends_with_2(

@@ -25,10 +25,13 @@ from builder.profile import starter
 )
 def init(name: str, directory: Path) -> None:
     """Prints the paths that were written."""
-    if not re.fullmatch(r"[a-z0-9]+([._-][a-z0-9]+)*", name):
-        raise UsageError(
-            f"{name!r} is no name of an image", hint="use lower-case letters, digits and single . _ - between them"
-        )
+    if not re.fullmatch(r"[a-z0-9]+([._-][a-z0-9]+)*", name) or name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        plain = path.name.removesuffix(path.suffix) if path.suffix in (".yaml", ".yml") else path.name
+        place = f" -C {directory / path.parent}" if path.parent != Path() else ""
+        meant = f"build init {plain}{place}" if plain and plain != name else ""
+        hint = meant or "use lower-case letters, digits and single . _ - between them"
+        raise UsageError(f"{name!r} is no name of an image", hint=hint)
     files = {directory / path: data for path, data in starter(name).items()}
     if existing := [str(path) for path in files if path.exists()]:
         raise BuilderError(f"{', '.join(existing)}: there already", hint="choose another name, or another --directory")
