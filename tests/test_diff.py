@@ -174,6 +174,10 @@ def test_an_image_on_a_base_is_what_its_lock_says(small: Path, environment: dict
     for pair in (("oci:out/above", above), (above, "oci:out/above")):
         done = run(["diff", *pair, "--exit-code"], tmp_path, environment)
         assert (done.code, done.out) == (0, "no difference\n"), done.err
+        assert "stale" not in done.err
+    above.write_text(above.read_text() + "image: {user: nobody}\n")
+    done = run(["diff", above, "oci:out/above"], tmp_path, environment)
+    assert (done.code, "above.lock.json is stale" in done.err) == (0, True)
 
 
 def test_another_platform(small: Path, other: Parts, environment: dict[str, str]) -> None:

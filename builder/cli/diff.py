@@ -66,8 +66,11 @@ def _side(text: str, context: Context) -> Side:
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         loaded = profiles.read(existing(path))
-        lock = path.with_suffix(".lock.json")
-        return profile_side(loaded.profile, _lock(lock) if lock.exists() else None)
+        place = path.with_suffix(".lock.json")
+        lock = _lock(place) if place.exists() else None
+        if lock and lock.profile != str(loaded.profile.digest):
+            context.progress.note(f"{place} is stale: it is compared as it is")
+        return profile_side(loaded.profile, lock)
     if path.suffix == ".json":
         return lock_side(_lock(existing(path)))
     source, reference = open_source(text, context)
