@@ -80,7 +80,9 @@ def test_the_image_is_the_same(nix_machines: Machines, source: Path) -> None:
     argv = [str(judges.require("skopeo")), "copy", "--quiet", f"oci:{layout}:latest", f"dir:{machine.root / 'copied'}"]
     subprocess.run(argv, check=True)
     where = nix_machines.world.environment(machine.root / "cache")
-    assert "valid: " in run(["verify", "--quick", f"oci:{layout}"], machine.root, where).out
+    assert run(["copy", f"oci:{layout}", "oci:elsewhere"], machine.root, where).code == 0
+    assert "valid: " in run(["verify", "--quick", "oci:elsewhere"], machine.root, where).out
+    assert not any(path.is_symlink() for path in (machine.root / "elsewhere").rglob("*"))
     (folder / "app/Alpha").write_text("changed")
     done = build(machine, folder)
     assert done.returncode
