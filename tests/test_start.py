@@ -363,7 +363,7 @@ def served(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 def stalled(handler: faultregistry.Handler, _: bytes) -> bool:
     """Says nothing for longer than anybody waits."""
     handler.server.state.injected["stalled"] += 1
-    time.sleep(10)
+    time.sleep(20)
     handler.hang_up()
     return True
 
@@ -387,7 +387,7 @@ def test_a_registry_that_fails_in_mid_start(
         return failing[0] if failing and request.what == "GET blobs" else None
 
     with faultregistry.before(served, decide=decide) as proxy:
-        argv = [BUILD, "start", "--plain-http", "--state", folder, "--timeout", "6", "--entrypoint", "python"]
+        argv = [BUILD, "start", "--plain-http", "--state", folder, "--timeout", "12", "--entrypoint", "python"]
         argv += [f"{proxy.address}/real:1", "--", "-c", "import time; time.sleep(0.2); import numpy"]
         env = {**os.environ, "PATH": path}
         with subprocess.Popen(list(map(str, argv)), env=env, stderr=subprocess.PIPE, text=True) as process:

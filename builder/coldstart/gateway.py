@@ -27,7 +27,7 @@ from builder.oci.digest import Digest
 NAME = "image"
 """The repository that the image is served from."""
 
-_SILENT = 3.0
+_SILENT = 2.0
 _PATH = re.compile(r"/v2/([a-z0-9-]{1,100})/(manifests|blobs|referrers)/([^/?]+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _RANGES = re.compile(r"bytes=\d+-\d+(,\d+-\d+){1,999}")
