@@ -183,9 +183,13 @@ def test_the_largest_gain_comes_first() -> None:
         ("warm-replicas", 20.0),
         ("pre-pull", 15.0),
         ("readahead", 9.0),  # 13 s of waiting less 4 s that 400 MB take at 100 MB/s
+        ("mount-parallel", None),
+        ("parallel-pull", None),
+        ("slimmer", None),
     ]
+    assert "100 MB of layers take 2.0 s" in advice[-1].why
     alone = {item.key: item.gain for item in analysis.advise([WHOLE])}
-    assert alone == {"lazy": None, "pre-pull": None}
+    assert alone == {"lazy": None, "pre-pull": None, "slimmer": None, "parallel-pull": None}
 
 
 def test_an_image_that_is_read_whole_is_pulled_whole() -> None:
@@ -194,6 +198,18 @@ def test_an_image_that_is_read_whole_is_pulled_whole() -> None:
     advice = {item.key: item for item in analysis.advise([lazily, WHOLE])}
     assert advice["full-pull"].gain == pytest.approx(6.0)
     assert "75%" in next(item.why for item in analysis.advise([lazily]) if item.key == "full-pull")
+
+
+def test_what_comes_and_is_not_read() -> None:
+    """Bytes that adaptive spans would save are known if more come than are read even before compression."""
+    little = Trace(1, "linux/amd64", (TracedFile("usr/lib/a.so", 100_000_000),))
+    advice = {item.key: item for item in analysis.advise([LAZY], little)}
+    assert advice["adaptive-spans"].gain == pytest.approx(3.0)  # 300 MB at 100 MB/s
+    assert "order" not in advice
+    much = Trace(1, "linux/amd64", tuple(TracedFile(f"usr/lib/{number:03}", 999_999) for number in range(500)))
+    advice = {item.key: item for item in analysis.advise([LAZY], much)}
+    assert advice["adaptive-spans"].gain is None
+    assert "500 small files" in advice["order"].why
 
 
 def test_models_and_modules() -> None:
@@ -263,7 +279,8 @@ def test_advice_on_the_command_line(files: tuple[Path, Path], world: World, tmp_
     assert said.out.index("lazy:") < said.out.index("readahead:")
     document: Any = json.loads(run(["advise", *files, "--profile", profile, "--format", "json"], tmp_path, environ).out)
     assert document["measurements"][0]["over"] == [{"name": "total", "seconds": 20.0, "limit": 10.0}]
-    assert {item["key"] for item in document["advice"]} == {"lazy", "warm-replicas", "pre-pull", "readahead"}
+    keys = {item["key"] for item in document["advice"]}
+    assert keys == {"lazy", "warm-replicas", "pre-pull", "readahead", "mount-parallel", "parallel-pull", "slimmer"}
 
 
 def test_advice_is_applied(files: tuple[Path, Path], world: World, tmp_path: Path) -> None:
@@ -277,12 +294,17 @@ def test_advice_is_applied(files: tuple[Path, Path], world: World, tmp_path: Pat
     command = ["advise", *files, "--profile", profile, "--trace", trace, "--apply"]
     done = run(command, tmp_path, environ)
     assert done.code == 0, done.err
-    assert profile.read_text().startswith(before)
-    read = profiles.read(profile).profile.start
-    assert read
-    assert read.trace == "small.trace.json"
-    again = run(command, tmp_path, environ)
-    assert "has `start` already" in again.err
+    added = ("soci: {span-size: 256KiB, min-layer-size: 1MiB", ", spans: adaptive, mount: parallel")
+    assert profile.read_text() == before.replace(added[0], "".join(added)) + '\nstart: {trace: "small.trace.json"}\n'
+    read = profiles.read(profile).profile
+    assert read.start
+    assert (read.start.trace, read.publish.soci.spans) == ("small.trace.json", "adaptive")
+    assert "nothing to apply" in run(command, tmp_path, environ).err
+    assert run(["lock", profile], tmp_path, environ).code == 0
+    profile.write_text(before.replace("soci: {span-size: 256KiB, min-layer-size: 1MiB}", "soci: true"))
+    odd = run(command, tmp_path, environ)
+    assert "publish.soci.spans cannot be added" in odd.err
+    assert profiles.read(profile).profile.start
     elsewhere = tmp_path / "elsewhere.json"
     elsewhere.write_text(trace.read_text())
     profile.write_text(before)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from builder import documents
 from builder.documents import Choice, DocumentError, Form, Mode, Problems, Range, Size, field
+from builder.documents.inserting import inserted
 from builder.documents.nodes import quote
 from builder.documents.yamltext import scan
 from builder.lock import Lock, LockedDeb, LockedDebian, LockedFile, LockedPlatform, SociSettings
@@ -459,3 +461,36 @@ def test_sizes(text: str, size: int, canonical: str) -> None:
 def test_quoted_text_is_one_short_printable_line(text: str) -> None:
     assert quote(text).isprintable()
     assert len(quote(text)) <= 61 * 6 + 3
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "expected"),
+    [
+        ("a: 1\n", "b", "a: 1\n\nb: x\n"),
+        ("a: 1  # one\n# end", "b", "a: 1  # one\n# end\n\nb: x\n"),
+        ("a: 1", "b.c", "a: 1\n\nb: {c: x}\n"),
+        ("a: {b: {}, c: [1]}  # flow\nd: 2\n", "a.e", "a: {b: {}, c: [1], e: x}  # flow\nd: 2\n"),
+        ("a: {\n  b: 1,\n}\n", "a.c", "a: {\n  b: 1, c: x,\n}\n"),
+        ("a:\n  b: 1\n\n# about c\nc: 2\n", "a.d.e", "a:\n  b: 1\n  d: {e: x}\n\n# about c\nc: 2\n"),
+        (
+            "a:\n  - b\nc:\n    d: |\n      text\n      more\n",
+            "c.e",
+            "a:\n  - b\nc:\n    d: |\n      text\n      more\n    e: x\n",
+        ),
+        ("a: !replace [1]\n", "b", "a: !replace [1]\n\nb: x\n"),
+        ("a: 1\n", "a", KeyError),
+        ("a: 1\n", "a.b", ValueError),
+        ("a: {}\n", "a.b", ValueError),
+        ("", "a", ValueError),
+        ("[1]", "a", ValueError),
+        ("a: [", "b", ValueError),
+    ],
+)
+def test_a_key_is_put_into_a_document(text: str, keys: str, expected: str | type[Exception]) -> None:
+    if not isinstance(expected, str):
+        with pytest.raises(expected):
+            inserted(text, keys.split("."), "x")
+        return
+    found = inserted(text, keys.split("."), "x")
+    assert found == expected
+    assert yaml.compose(found) is not None

@@ -15,8 +15,10 @@ from builder.cli.options import common, format_option
 from builder.coldstart import analysis, trace, values
 from builder.coldstart.analysis import Advice
 from builder.coldstart.values import Measurement, Summary
+from builder.documents.inserting import inserted
 from builder.errors import BuilderError, UsageError
 from builder.oci.files import write
+from builder.profile import Profile
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -30,7 +32,13 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("measurements", nargs=-1, required=True, type=_FILE, metavar="MEASUREMENT...")
 @click.option("--profile", type=_FILE, help="The profile of the image.")
 @click.option("--trace", "traced", type=_FILE, help="What the start reads, as `build trace` wrote it.")
-@click.option("--apply", "applying", is_flag=True, help="Write into the profile what reads ahead.")
+@click.option(
+    "--apply",
+    "applying",
+    is_flag=True,
+    help="Write into the profile what changes no program: what reads ahead, adaptive spans, an order, mounting side by side, "
+    "bytecode.",
+)
 @format_option
 @common
 def advise(
@@ -52,6 +60,9 @@ def advise(
         budget = profiles.read(profile).profile.budget
         limits = budget.limits if budget else {}
     advice = analysis.advise(found, trace.parse(trace.read(traced), str(traced)) if traced else None)
+    if profile:
+        done = _done(profiles.read(profile).profile)
+        advice = tuple(item for item in advice if item.key not in done)
     click.echo(_document(found, advice, limits) if form == "json" else _text(found, advice, limits))
     if applying and profile and traced:
         _apply(context, profile, traced, advice)
@@ -102,26 +113,65 @@ def _document(measurements: Sequence[Measurement], advice: Sequence[Advice], lim
     return json.dumps(document, indent=2, ensure_ascii=False)
 
 
-def _apply(context: Context, profile: Path, traced: Path, advice: Sequence[Advice]) -> None:
-    """Adds what reads ahead to the end of the profile, whose own text and comments stay."""
-    if not any(item.key == "readahead" for item in advice):
-        context.progress.note("nothing to apply: reading ahead would not help")
-        return
-    if profiles.read(profile).profile.start:
-        context.progress.note(f"{profile}: it has `start` already")
+_WRITTEN: Mapping[str, tuple[str, str]] = {
+    "readahead": ("start.trace", ""),
+    "order": ("start.order", "own"),
+    "adaptive-spans": ("publish.soci.spans", "adaptive"),
+    "mount-parallel": ("publish.soci.mount", "parallel"),
+    "bytecode": ("python.bytecode", "true"),
+}
+"""What `--apply` writes, by the keys of advice: a place in the profile, and what it says; `start.trace` is the trace."""
+
+
+def _done(profile: Profile) -> set[str]:
+    """Advice that a profile follows already."""
+    start, soci = profile.start, profile.publish.soci
+    found = {
+        "readahead": start is not None and start.readahead,
+        "order": start is not None and start.ordered,
+        "adaptive-spans": soci.spans == "adaptive",
+        "mount-parallel": soci.mount == "parallel",
+        "bytecode": profile.python is not None and profile.python.bytecode is True,
+    }
+    return {key for key, done in found.items() if done}
+
+
+def _apply(context: Context, path: Path, traced: Path, advice: Sequence[Advice]) -> None:
+    """Writes what changes no program into the profile, whose own text and comments stay."""
+    profile = profiles.read(path).profile
+    wanted = [_WRITTEN[item.key] for item in advice if item.key in _WRITTEN and _fits(item.key, profile)]
+    if not wanted:
+        context.progress.note("nothing to apply: what would help is there already, or is not a matter of the profile")
         return
     try:
-        place = traced.resolve().relative_to(profile.resolve().parent)
+        place = traced.resolve().relative_to(path.resolve().parent)
     except ValueError as error:
         raise BuilderError(
-            f"{traced} does not lie beside {profile}", hint=f"move it to {profile.with_suffix('.trace.json')}"
+            f"{traced} does not lie beside {path}", hint=f"move it to {path.with_suffix('.trace.json')}"
         ) from error
-    text = profile.read_text(encoding="utf-8")
-    added = f"{text.rstrip()}\n\nstart: {{trace: {json.dumps(str(place))}}}\n"
+    if profile.start is None and ("start.trace", "") not in wanted and wanted != [_WRITTEN["bytecode"]]:
+        wanted.append(("start.readahead", "false"))
+        wanted.append(("start.trace", ""))
+    before = text = path.read_text(encoding="utf-8")
+    for where, value in sorted(wanted, key=lambda item: item[0] != "start.trace"):
+        try:
+            text = inserted(text, where.split("."), value or json.dumps(str(place)))
+            context.progress.note(f"{path}: added {where}")
+        except KeyError:
+            context.progress.note(f"{path}: it has {where} already")
+        except ValueError:
+            context.progress.note(f"{path}: {where} cannot be added; write it yourself")
     try:
-        write(profile, added.encode())
-        profiles.read(profile)
+        write(path, text.encode())
+        profiles.read(path)
     except BuilderError:
-        write(profile, text.encode())  # its last line was not what it seemed
+        write(path, before.encode())  # its text was not what it seemed
         raise
-    context.progress.note(f"{profile}: added start.trace; now `build lock {profile}`")
+    if text != before:
+        context.progress.note(f"now `build lock {path}`")
+
+
+def _fits(key: str, profile: Profile) -> bool:
+    if key in ("bytecode", "readahead"):
+        return profile.python is not None
+    return key not in ("adaptive-spans", "mount-parallel") or profile.publish.soci.enabled

@@ -13,6 +13,11 @@ from builder.start import GPU_CONTEXT, IMPORTS, MODEL_LOAD, MODEL_PULL
 LAZY_BELOW = 0.3
 """Where a start reads less than about this share of an image, starting it lazily is faster than pulling it."""
 _WORTH = 0.05
+_LONG_MOUNT = 1.0
+_MUCH_MORE = 1.2
+_SMALL = 1 << 20
+_MANY = 100
+_SLOW_PULL = 0.4
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "pull": ("resolve", "pull"),
     "model": (MODEL_PULL, MODEL_LOAD),
@@ -76,6 +81,8 @@ def advise(measurements: Sequence[Measurement], trace: Trace | None = None) -> t
     found = [*_way(lazily, whole), *_warm(lazily or whole)]
     if lazily:
         found += _reading(lazily, trace)
+    if whole:
+        found += _pulling(whole)
     for item in filter(None, (lazily or whole,)):
         found += [*_models(Summary.of(item.cold())), *_context(Summary.of(item.cold()))]
     worth = [item for item in found if item.gain is None or item.gain > _WORTH]
@@ -154,13 +161,47 @@ def _reading(lazily: Measurement, trace: Trace | None) -> Iterator[Advice]:
     elif reading:
         why = f"the program reads {human_size(moved)} of lazily mounted layers, one span after another"
         yield Advice("readahead", None, why, "measure the wait: build start --again")
+    if pull and pull.seconds > _LONG_MOUNT:
+        why = f"pulling takes {pull.seconds:.1f} s, in which layers are mounted one after another"
+        yield Advice("mount-parallel", None, why, "publish: {soci: {mount: parallel}}")
     if trace:
+        yield from _spans(moved, rate, trace)
         packages = [file.path for file in trace.files if "-packages/" in file.path]  # Debian's own modules stay source
         modules = {path for path in packages if path.endswith(".py")}
         compiled = {path for path in packages if path.endswith(".pyc")}
         if len(modules) > len(compiled):
             why = f"the start reads {len(modules)} modules as source and {len(compiled)} as bytecode"
             yield Advice("bytecode", None, why, "python.bytecode: true")
+
+
+def _spans(moved: int, rate: float | None, trace: Trace) -> Iterator[Advice]:
+    """What comes beside what is read, as far as it can be told without the layers: a trace has sizes before compression."""
+    read = sum(file.read for file in trace.files)
+    if moved > read * _MUCH_MORE:
+        why = f"{human_size(moved)} come, and the start reads {human_size(read)} at most"
+        gain = (moved - read) / rate if rate else None
+        yield Advice("adaptive-spans", gain, why, "publish: {soci: {spans: adaptive}}")
+    else:
+        why = "spans that are small where the start reads and large elsewhere bring less that is not read"
+        yield Advice("adaptive-spans", None, why, "publish: {soci: {spans: adaptive}}, and measure it")
+    small = sum(file.size < _SMALL for file in trace.files)
+    if small >= _MANY:
+        why = (
+            f"the start reads {small:,} small files, wherever they lie in their layers; together they need fewer spans"
+        )
+        yield Advice("order", None, why, "start: {order: own}, and measure it")
+
+
+def _pulling(whole: Measurement) -> Iterator[Advice]:
+    """What makes less of an image, or pulls it sooner."""
+    took = Summary.of(whole.cold()).phases.get("pull")
+    if not took or not took.median:
+        return
+    each = took.median * 100_000_000 / max(whole.size, 1)
+    why = f"each 100 MB of layers take {each:.1f} s to pull and unpack"
+    yield Advice("slimmer", None, why, "build plan --minimal; cuda: {flavour: auto}; slim")
+    if each > _SLOW_PULL:
+        yield Advice("parallel-pull", None, why, "build node-config --mode parallel; publish: {compression: zstd}")
 
 
 def _context(summary: Summary) -> Iterator[Advice]:
