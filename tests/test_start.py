@@ -340,8 +340,7 @@ def test_a_snapshotter_that_fails_while_the_program_reads(
         (place,) = until(lambda: [item for item in folder.iterdir() if item.is_dir()])
         until(lambda: any(words.startswith("python\0-c\0import time") for words in lines(place)))
         for pid in state.processes(place):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if Path(os.fsdecode(command[0])).name == "soci-snapshotter-grpc":
+            if Path(line(pid).split("\0")[0]).name == "soci-snapshotter-grpc":
                 os.kill(pid, sent)
         _, err = process.communicate(timeout=90)
     assert process.returncode == 1

@@ -25,6 +25,7 @@ _MOST = 1_000_000
 _TABLE = "/proc/self/mountinfo"
 _LOOK = 20  # milliseconds, in case the table of mounts has changed before it is watched
 _BATCH = 0.002
+_PATIENCE = 3.0
 
 
 class Opened:
@@ -49,14 +50,16 @@ class Opened:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        os.close(self._ended)
-        os.close(self._end)
+        if not self._thread.is_alive():
+            os.close(self._ended)
+            os.close(self._end)
 
     def stop(self) -> None:
-        """Watches no longer: nothing that could hold a mount is open after."""
+        """Watches no longer: nothing that could hold a mount is open after. A thread that waits for a file of a snapshotter that
+        hangs, for events are open files, is left to itself until that is killed."""
         if self._thread.is_alive():
             os.write(self._ended, b".")
-            self._thread.join()
+            self._thread.join(_PATIENCE)
 
     @property
     def times(self) -> dict[str, float] | None:
