@@ -340,6 +340,17 @@ def test_a_lock_of_one_kind_is_stale_for_another(variants: Mapping[str, Variant]
         assert run(["lock", "--check", "small.yaml"], lock.parent, environ(world)).code == 3
 
 
+def test_what_layers_of_zstd_cannot_have(world: World, tmp_path: Path) -> None:
+    """It is refused where the profile says it, not passed over in silence."""
+    soci = "soci: {spans: adaptive, prefetch: true}"
+    text = f"profile: 1\nname: x\nstart: {{trace: x.trace.json}}\npublish: {{compression: zstd, {soci}}}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    done = run(["lock", "x.yaml"], tmp_path, environ(world))
+    assert done.code == 1
+    for key in ("spans", "prefetch"):
+        assert f"$.publish.soci.{key}: layers of zstd have no spans: remove {key}, or compression: zstd" in done.err
+
+
 def test_a_layer_cache_has_them(variants: Mapping[str, Variant], world: World, tmp_path: Path) -> None:
     """Each kind under a key of its own; whoever believes no signature reads them to their end."""
     unsigned = {"LAYERWRIGHT_CACHE_UNSIGNED": "1"}

@@ -264,12 +264,6 @@ def _adapting_needs_a_trace(start: Start | None, publish: Publish) -> _Complaint
         )
 
 
-def _spans_need_layers_that_have_some(publish: Publish) -> _Complaints:
-    if publish.soci.spans == "adaptive" and publish.compression == "zstd":
-        where = ("publish", "soci", "spans")
-        yield where, "layers of zstd have no spans: write uniform, or leave out publish.compression"
-
-
 def _templates_do_not_collide(templates: tuple[Template, ...]) -> _Complaints:
     first: dict[str, int] = {}
     for index, template in enumerate(templates):
@@ -289,7 +283,6 @@ class Profile:
         _gpu_needs_an_image,
         _reading_ahead_needs_python,
         _adapting_needs_a_trace,
-        _spans_need_layers_that_have_some,
         _templates_do_not_collide,
         models_are_told_apart,
         places_are_told_apart,

@@ -61,11 +61,19 @@ def _estargz_is_gzip_without_index(
         yield ("compression",), f"eStargz layers are gzip: remove compression: {compression}, or lazy"
 
 
+def _layers_of_zstd_have_no_spans(soci: Soci, compression: str | None) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if compression != "zstd":
+        return
+    for key, asked in (("spans", soci.spans == "adaptive"), ("prefetch", soci.prefetch)):
+        if asked:
+            yield ("soci", key), f"layers of zstd have no spans: remove {key}, or compression: zstd"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Publish:
     """What is made for whoever pulls the image, and where it goes."""
 
-    checks: ClassVar = (_estargz_is_gzip_without_index,)
+    checks: ClassVar = (_estargz_is_gzip_without_index, _layers_of_zstd_have_no_spans)
 
     soci: Soci = field(
         doc="The SOCI index; `false` stands for `{enabled: false}`.",
