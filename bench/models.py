@@ -72,20 +72,29 @@ class Bench:
     rounds: int
     size: int
 
-    def pull(self, address: str, *, cache: str = "cache", keep: bool = False, reference: str = ":v1") -> Cost:
+    def pull(
+        self,
+        address: str,
+        *,
+        cache: str = "cache",
+        keep: bool = False,
+        reference: str = ":v1",
+        environ: Mapping[str, str] = os.environ,
+    ) -> Cost:
         """One pull into a new folder; cache and folder are removed again unless they are to be kept."""
         target, store = self.folder / "pulled", self.folder / cache
         command = [self.build, "model", "pull", f"{address}/{_NAME}{reference}", str(target), "--cache", str(store)]
-        cost = watch.run([*command, "--quiet"], os.environ)
+        cost = watch.run([*command, "--quiet"], environ)
         shutil.rmtree(target)
         if not keep:
             shutil.rmtree(store)
         return cost
 
-    def oras(self, program: str, address: str) -> Cost:
-        """The same by `oras pull`."""
+    def oras(self, program: str, address: str, environ: Mapping[str, str] = os.environ) -> Cost:
+        """The same by `oras pull`; a registry with a name speaks TLS."""
         target = self.folder / "pulled"
-        cost = watch.run([program, "pull", "--plain-http", "-o", str(target), f"{address}/{_NAME}:v1"], os.environ)
+        plain = f"--plain-http={'true' if address[0].isdigit() else 'false'}"
+        cost = watch.run([program, "pull", plain, "-o", str(target), f"{address}/{_NAME}:v1"], environ)
         shutil.rmtree(target)
         return cost
 
@@ -113,6 +122,22 @@ def pulls(bench: Bench, oras: str | None) -> Iterator[Row]:
             if theirs:
                 note = f"{_rate(bench.size, median(theirs))}; {median(theirs).wall / cost.wall:.1f} x our time"
                 yield Row(f"pull, {what}: oras pull", median(theirs), note)
+
+
+def encrypted(bench: Bench, oras: str | None) -> Iterator[Row]:
+    """Whole, from the same registry behind TLS, without a cap."""
+    with _tls(bench.folder) as (address, environ):
+        theirs: list[Cost] = []
+        ours: list[Cost] = []
+        for _ in range(bench.rounds):
+            ours.append(bench.pull(address, environ=environ))
+            if oras:
+                theirs.append(bench.oras(oras, address, environ))
+        cost = median(ours)
+        yield Row("pull, TLS: build model pull", cost, _rate(bench.size, cost))
+        if theirs:
+            note = f"{_rate(bench.size, median(theirs))}; {median(theirs).wall / cost.wall:.1f} x our time"
+            yield Row("pull, TLS: oras pull", median(theirs), note)
 
 
 def replicas(bench: Bench) -> Iterator[Row]:
@@ -152,6 +177,21 @@ def parts(bench: Bench) -> Iterator[Row]:
         note = f"import {middle['import'] * 1000:.0f} ms, open {middle['open'] * 1000:.0f} ms, then {middle['read'] * 1000:.0f} ms"
         moved = middle["moved"]
         yield Row(f"{label}, {what}", Cost(middle["wall"], 0), f"{note}; {moved:,} bytes, {moved / bench.size:.1%}")
+
+
+@contextmanager
+def _tls(folder: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """The address of a registry of what is in `folder` that speaks TLS only, and the environment in which it is trusted."""
+    own = folder / "tls"
+    own.mkdir()
+    (own / "data").symlink_to(folder / "registry/data")
+    key, certificate = str(own / "key.pem"), str(own / "certificate.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    settings = {"REGISTRY_HTTP_TLS_CERTIFICATE": certificate, "REGISTRY_HTTP_TLS_KEY": key}
+    with judges.registry("docker-registry", own, settings) as address:
+        yield f"localhost:{address.rpartition(':')[2]}", {**os.environ, "SSL_CERT_FILE": certificate}
 
 
 @contextmanager
@@ -227,7 +267,7 @@ def main() -> None:
             bench = Bench(folder, build, str(Path(build).with_name("python")), address, arguments.rounds, size)
             rows = []
             published = publications(build, folder, address, source, size, oras)
-            for measured in (published, pulls(bench, oras), replicas(bench), parts(bench)):
+            for measured in (published, pulls(bench, oras), encrypted(bench, oras), replicas(bench), parts(bench)):
                 for row in measured:
                     say(f"{row.name}: {row.cost.wall:.2f} s, {row.note}")
                     rows.append(row)
