@@ -31,7 +31,7 @@ from builder.oci.spec import Descriptor
 
 FILES = modelworld.small_files(seed=11, megabytes=32)
 WEIGHTS = "model-00001-of-00002.safetensors"
-KILLS = 7
+KILLS = 5
 
 _READER = """
 import random, sys
