@@ -1,7 +1,8 @@
 """What a cold start takes over a link of a given rate, in several ways: `python -m bench.coldstart [PROFILE]`, as root.
 
-A registry on one end of a veth pair, the node (containerd, the snapshotter) in a network namespace on the other, and a token
-bucket (tc-tbf) in between. The programs of the stack are those of tests/peers, built on demand, or those on PATH.
+The node (containerd, the snapshotter) is in a network namespace whose loopback has that rate (tc-tbf); what passes there is what
+`build start` serves. Each round starts every way once, so that other work on the machine disturbs all of them alike. The
+programs of the stack are those of tests/peers, built on demand, or those on PATH.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import services
-from bench.link import Link, link, registry
+from bench.link import Link, link, near, registry
 from bench.peers import manifest_of, plain
 from bench.table import machine, say
 from builder.coldstart import values
-from builder.coldstart.values import Measurement, Summary
+from builder.coldstart.values import Measurement, Start, Summary
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # where the peers are known
 import judges
@@ -62,6 +63,8 @@ WAYS = (
     Way("lazily", "bytecode"),
     Way("and reading ahead", "ahead", ahead=True),
     Way("and adaptive spans, index fetched once", "adaptive", ahead=True),
+    Way("and layers mounted at once", "parallel", ahead=True),
+    Way("and fetched while layers are mounted", "all", ahead=True),
     Way("instead of reading ahead, fetched while layers are mounted", "prefetch"),
     Way("eStargz, stargz-snapshotter", "estargz", "stargz"),
     Way("and what is read, first", "estargz-first", "stargz"),
@@ -102,12 +105,19 @@ def main() -> None:
         images.make(arguments.profile, {way.tag for way in ways}, judges.require("soci-peer"))
         print(f"{arguments.profile}, {arguments.code!r}, medians of {arguments.rounds}, on {machine()}\n")
         for rate in arguments.rate or ["1gbit", "300mbit"]:
-            with link(rate) as at, registry(at, Path(name) / "registry"):
-                images.publish(at)
-                rows = [row(images, at, way, arguments.rounds) for way in ways]
+            starts: dict[str, list[Start]] = {}
+            with near(rate) as at:
+                for number in range(arguments.rounds):
+                    for way in ways:
+                        say(f"{rate}, {number + 1} of {arguments.rounds}: {way.name}")
+                        more = [] if way.snapshotter == "overlayfs" else ["--timeout", 600]
+                        measured = images.start(at, way, 1, *more)
+                        starts.setdefault(way.name, []).extend(measured.cold())
+                        if way.snapshotter == "overlayfs":
+                            starts.setdefault("the image is there, overlayfs", []).extend(measured.again())
             print(f"| {rate} | ready after, s | spread | pull | program | moved | requests, spans |")
             print("|---|---:|---|---:|---:|---:|---:|")
-            print(*rows, sep="\n", end="\n\n")
+            print(*(_line(told, Summary.of(tuple(found))) for told, found in starts.items()), sep="\n", end="\n\n")
 
 
 def stack_path() -> str:
@@ -147,7 +157,7 @@ class Images:
             ordinary(self.layout, "bytecode", peer)
         if "estargz" in tags:
             self._variant(folder, profile, "estargz", "publish: {lazy: estargz}", there)
-        if {"ahead", "adaptive", "prefetch", "estargz-first"} & tags:
+        if {"ahead", "adaptive", "parallel", "all", "prefetch", "estargz-first"} & tags:
             trace = folder / "bench.trace.json"
             if not trace.exists():
                 say("tracing")
@@ -161,6 +171,8 @@ class Images:
             self._variant(folder, profile, "ahead", start, there)
             soci = "publish: {soci: {spans: adaptive, platform: unknown}}"
             self._variant(folder, profile, "adaptive", f"{start}\n{soci}", there)
+            self._variant(folder, profile, "parallel", f"{start}\n{soci[:-2]}, mount: parallel}}}}", there)
+            self._variant(folder, profile, "all", f"{start}\n{soci[:-2]}, mount: parallel, prefetch: true}}}}", there)
             only = "start: {trace: bench.trace.json, readahead: false}"
             self._variant(
                 folder, profile, "prefetch", f"{only}\n{soci[:-2]}, prefetch: true, mount: parallel}}}}", there
@@ -184,13 +196,14 @@ class Images:
             self.run("copy", "-q", "--plain-http", f"oci:{self.layout}:{tag}", f"{at.registry}/bench:{tag}")
 
     def start(self, at: Link, way: Way, rounds: int, *more: object) -> Measurement:
-        """Starts in the node's namespace."""
+        """Starts in the node's namespace, out of the registry at this end of the link if there is one, else out of the layout."""
         command = [*at.inside(), self.build, "start", "-q", "--plain-http", "--format", "json"]
         entrypoint = "/opt/layerwright/start" if way.ahead else "python"
         code = ["python", "-c", self.code] if way.ahead else ["-c", self.code]
         again = more or ["--again"]
         options = ["--snapshotter", way.snapshotter, "-n", rounds, *again, "--entrypoint", entrypoint, *way.options]
-        done = self.run_all([*command, *options, f"{at.registry}/bench:{way.tag}", "--", *code])
+        place = f"oci:{self.layout}:{way.tag}" if at.near else f"{at.registry}/bench:{way.tag}"
+        done = self.run_all([*command, *options, place, "--", *code])
         return values.parse(done, "stdout")
 
     def run(self, *arguments: object) -> bytes:

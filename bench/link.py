@@ -28,9 +28,11 @@ _PORT = 5077
 
 @dataclass(frozen=True)
 class Link:
-    """A link: the node is in the namespace `space`, `host` is this end's address, `registry` that of what serves there."""
+    """A link: the node is in the namespace `space`, `host` is this end's address, `registry` that of what serves there; unless it
+    is `near`, when there is no other end."""
 
     number: int
+    near: bool = False
 
     @property
     def space(self) -> str:
@@ -70,7 +72,7 @@ def link(rate: str) -> Iterator[Link]:
         [*ip, "addr", "add", f"{found.host[:-1]}2/24", "dev", there],
         [*ip, "link", "set", there, "up"],
         [*ip, "link", "set", "lo", "up"],
-        ["tc", "qdisc", "add", "dev", here, "root", "tbf", "rate", rate, "burst", "512k", "latency", "100ms"],
+        ["tc", "qdisc", "add", "dev", here, "root", *_limit(rate)],
     ]
     _sweep()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what follows happens then, too
@@ -80,6 +82,28 @@ def link(rate: str) -> Iterator[Link]:
         yield found
     finally:
         _remove(found.space)
+
+
+@contextmanager
+def near(rate: str) -> Iterator[Link]:
+    """A network namespace whose own loopback has this rate: for what brings its registry with it, as `build start` does."""
+    found = Link(os.getpid(), near=True)
+    commands = [
+        ["ip", "netns", "add", found.space],
+        ["ip", "-n", found.space, "link", "set", "lo", "up"],
+        ["tc", "-n", found.space, "qdisc", "add", "dev", "lo", "root", *_limit(rate)],
+    ]
+    _sweep()
+    try:
+        for command in commands:
+            subprocess.run(command, check=True)
+        yield found
+    finally:
+        _remove(found.space)
+
+
+def _limit(rate: str) -> list[str]:
+    return ["tbf", "rate", rate, "burst", "512k", "latency", "100ms"]
 
 
 def _sweep() -> None:
