@@ -148,7 +148,7 @@ class Images:
             self._variant(folder, profile, kind, f"publish: {{compression: {kind}}}", there)
         if "estargz" in tags:
             self._variant(folder, profile, "estargz", "publish: {lazy: estargz}", there)
-        if tags & {"bytecode", "ordinary", "ahead", "adaptive"}:
+        if tags & {"bytecode", "ordinary", "ahead", "adaptive", "parallel", "all", "prefetch"}:
             self._variant(folder, profile, "bytecode", "", there)
         if "plain" in tags:
             self._variant(folder, profile, "plain", "python: {bytecode: false}", there)
