@@ -148,16 +148,15 @@ class Images:
             self._variant(folder, profile, kind, f"publish: {{compression: {kind}}}", there)
         if "estargz" in tags:
             self._variant(folder, profile, "estargz", "publish: {lazy: estargz}", there)
-        if tags & {"bytecode", "ordinary", "ahead", "adaptive", "parallel", "all", "prefetch"}:
+        traced = tags & {"ahead", "adaptive", "parallel", "all", "prefetch", "estargz-first"}
+        if traced or tags & {"bytecode", "ordinary"}:
             self._variant(folder, profile, "bytecode", "", there)
         if "plain" in tags:
             self._variant(folder, profile, "plain", "python: {bytecode: false}", there)
         if "ordinary" in tags and "ordinary" not in there:
             say("recompressing layers as gzip -6")
             ordinary(self.layout, "bytecode", peer)
-        if "estargz" in tags:
-            self._variant(folder, profile, "estargz", "publish: {lazy: estargz}", there)
-        if {"ahead", "adaptive", "parallel", "all", "prefetch", "estargz-first"} & tags:
+        if traced:
             trace = folder / "bench.trace.json"
             if not trace.exists():
                 say("tracing")
