@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from builder.client import NotFoundError
 from builder.errors import HostileInputError
 from builder.models import modelpack
 from builder.oci import lazy, spec
@@ -160,6 +159,8 @@ def _image(
 
 def _named(source: Source, digest: object) -> Descriptor | None:
     """The SOCI index that a manifest names by its digest, as snapshotters look for it; None where it is not there."""
+    from builder.client import NotFoundError  # it takes long to import, and most indexes name what is beside the image
+
     try:
         return source.resolve(str(Digest.parse(str(digest))))
     except (LayoutError, NotFoundError):
