@@ -174,7 +174,7 @@ def test_what_a_start_decides_itself() -> None:
     own += '[resolver.host."1.2.3.4:5"]\n[[resolver.host."1.2.3.4:5".mirrors]]\nhost = "http://1.2.3.4:5"\ninsecure = true\n'
     theirs = tomllib.loads(
         'b = 2\ndebug_address = "/x"\nmetrics_address = ":1"\nodd = 2026-01-01\n[content_store]\ntype = "containerd"\n'
-        'containerd_address = "/theirs"\n[fuse]\nattr_timeout = 9\n[cri_keychain]\nenable_keychain = true\n'
+        'containerd_address = "/theirs"\n[fuse]\nattr_timeout = 9\n[cri_keychain]\nenable_keychain = true\n[http]\nMaxRetries = 9\n'
         "[resolver]\nhost = {}\n"
     )
     assert nodes.laid_over(own, None) == own

@@ -16,6 +16,7 @@ OWN = (
     ("cri_keychain",),
     ("debug_address",),
     ("fuse", "log_fuse_operations"),
+    ("http",),
     ("kubeconfig_keychain",),
     ("log_file_access",),
     ("metrics_address",),
@@ -23,7 +24,9 @@ OWN = (
     ("no_prometheus",),
     ("resolver",),
 )
-"""What is never taken from a node's settings: addresses of daemons and registries, credentials, and what watches a start."""
+"""What is never taken from a node's settings: addresses of daemons and registries, credentials, and what watches a start. Nor how
+often requests are repeated: soci-snapshotter 0.14 asks for sizes of layers over TLS alone, and would repeat that for eight
+seconds where a registry on the loopback has none."""
 
 _MOST = 1 << 20
 
