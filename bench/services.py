@@ -49,8 +49,13 @@ WAYS = (
     ("pulled whole, overlayfs", "plain", "overlayfs"),
     ("lazily", "plain", "soci"),
     ("and reading ahead", "ahead", "soci"),
+    ("fetched while layers are mounted", "first", "soci"),
 )
-_AHEAD = "start: {trace: bench.trace.json}\npublish: {soci: {spans: adaptive, platform: unknown}}"
+_AHEAD = "start: {trace: bench.trace.json}\npublish: {soci: {spans: adaptive, platform: unknown, mount: parallel}}"
+_FIRST = (
+    "start: {trace: bench.trace.json, readahead: false}\n"
+    "publish: {soci: {spans: adaptive, platform: unknown, mount: parallel, prefetch: true}}"
+)
 
 
 def measure(build: Path, env: Mapping[str, str], folder: Path, at: Link, rate: str, rounds: int) -> None:
@@ -82,6 +87,7 @@ def measure(build: Path, env: Mapping[str, str], folder: Path, at: Link, rate: s
             env,
         )
         _publish(build, env, folder, service, published, "ahead", _AHEAD)
+        _publish(build, env, folder, service, published, "first", _FIRST)
         for name, tag, snapshotter in WAYS:
             say(f"{service.name}: {name}")
             options = ["--snapshotter", snapshotter, "-n", rounds, "--again", "-q", "--plain-http", "--format", "json"]
