@@ -115,7 +115,7 @@ def test_the_readme_names_every_command() -> None:
 
 def test_the_list_of_commands(tmp_path: Path) -> None:
     done = run(["--help"], tmp_path, {"HOME": str(tmp_path)})
-    listed = re.findall(r"^  (\w+) +\S", done.out.partition("Commands:")[2], re.MULTILINE)
+    listed = re.findall(r"^  ([\w-]+) +\S", done.out.partition("Commands:")[2], re.MULTILINE)
     assert listed == list(VERBS)
     assert run(["-h"], tmp_path, {"HOME": str(tmp_path)}) == done
 

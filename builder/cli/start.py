@@ -24,7 +24,8 @@ from builder.profile.forms import Duration
     "which pulls everything first), in a state of their own that is gone afterwards. Each phase is told apart with its "
     "seconds, bytes and requests. REF is a registry `HOST/REPOSITORY[:TAG]`, an OCI layout or an archive; COMMAND "
     "replaces the image's arguments. Needs root, and the programs that `build doctor` lists.",
-    epilog="Example: build start -n 3 localhost:5000/ocr:v1 --ready http://127.0.0.1:8080/healthz",
+    epilog="Example: build start oci:out/ocr --model /models/ocr oci:out/ocr:model-ocr "
+    "--ready http://127.0.0.1:8080/healthz",
 )
 @start_options
 @click.option(

@@ -21,7 +21,8 @@ from builder.progress import counted, human_size
     help="Start the image REF on the lazy stack and note what the start reads: files, and parts of large ones. The result "
     "goes to FILE (`NAME.trace.json` beside a profile), is the same for the same start, and is reviewed as a lock is. "
     "With -n, what any of several starts read. Needs what `build start` needs.",
-    epilog="Example: build trace oci:out/ocr -o profiles/ocr.trace.json --ready http://127.0.0.1:8080/healthz",
+    epilog="Example: build trace oci:out/ocr -o ocr.trace.json --model /models/ocr oci:out/ocr:model-ocr "
+    "--ready http://127.0.0.1:8080/healthz",
 )
 @start_options
 @click.option(
