@@ -212,6 +212,16 @@ def test_what_comes_and_is_not_read() -> None:
     assert "500 small files" in advice["order"].why
 
 
+def test_what_reads_ahead_is_not_for_estargz() -> None:
+    """Its snapshotter would fetch the same several times: what is read stands in front instead."""
+    advice = {
+        item.key: item for item in analysis.advise([Measurement(**{**vars(LAZY), "snapshotter": "stargz"}), WHOLE])
+    }
+    assert not {"readahead", "mount-parallel", "adaptive-spans"} & set(advice)
+    assert advice["order"].gain is None
+    assert "290 requests" in advice["order"].why
+
+
 def test_models_and_modules() -> None:
     phases = (Phase("pull", 0, 1.0), Phase("model pull", 1, 10.0, 1000, 5), Phase("model load", 11, 2.0))
     lazily = Measurement(**{**vars(LAZY), "starts": (starts(*phases),)})

@@ -521,7 +521,8 @@ def test_what_a_start_reads_is_fetched_first(
     write_project(tmp_path, SMALL + more)
     (tmp_path / "small.trace.json").write_text(json.dumps({"files": read, "platform": "linux/amd64", "version": 1}))
     environ = world.environment(world.root / "cache")
-    done = run(["publish", "-q", tmp_path / "small.yaml", f"oci:{tmp_path / 'out'}"], tmp_path, environ)
+    done = run(["publish", tmp_path / "small.yaml", f"oci:{tmp_path / 'out'}"], tmp_path, environ)
+    assert "start.readahead" not in done.err
     layout = Layout(tmp_path / "out")
     (entry,) = layout.json(Digest.parse(done.digest))["manifests"]
     system, wheels, files, _ = layout.json(Digest.parse(entry["digest"]))["layers"]
@@ -541,6 +542,9 @@ def test_what_a_start_reads_is_fetched_first(
     ]
     assert before[files["digest"]] == []
     assert run(["verify", "--quick", f"oci:{layout.root}"], tmp_path, environ).code == 0
+    (tmp_path / "small.yaml").write_text(SMALL + more.replace("readahead: false, ", ""))
+    ahead = run(["publish", "--lock", tmp_path / "small.yaml", f"oci:{tmp_path / 'out'}"], tmp_path, environ)
+    assert "write start.readahead: false" in ahead.err
     large = Entry("large", content=Inline(bytes(chunked.CHUNK + 1)))
     assert estargz.prefetching([large, Entry("x")], {"large"}) == ((large, Entry("x")), 0)
     assert estargz.prefetching([large, Entry("x")], {"large", "x"}) == ((Entry("x"), large), 1)

@@ -214,6 +214,10 @@ def _report(context: Context, lock: Lock, image: Assembled, published: Sequence[
         if bare := next((layer for layer in each.layers if not layer.blob.annotations), None):
             what = f"{bare.name} has no table, so that containerd pulls it and all layers above it whole"
             context.progress.note(f"{each.platform}: {what}")
+    if lock.compression and lock.compression.kind == "estargz" and lock.start and lock.start.launcher:
+        context.progress.note(
+            "stargz-snapshotter fetches the same bytes several times for what reads ahead: write start.readahead: false"
+        )
     layers = [layer for item in image.images for layer in item.layers]
     packed = sum(layer.packed for layer in layers)
     names = dict(_names(image, lock))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from builder.coldstart.trace import Trace
 from builder.coldstart.values import Measurement, Summary
-from builder.progress import human_size
+from builder.progress import counted, human_size
 from builder.start import GPU_CONTEXT, IMPORTS, MODEL_LOAD, MODEL_PULL
 
 LAZY_BELOW = 0.3
@@ -148,7 +148,14 @@ def _reading(lazily: Measurement, trace: Trace | None) -> Iterator[Advice]:
     moved = sum(phase.bytes for phase in reading)
     pull = next((phase for phase in start.phases if phase.name == "pull"), None)
     rate = pull.bytes / pull.seconds if pull and pull.bytes and pull.seconds else None
-    if again and rate and reading:
+    is_estargz = lazily.snapshotter == "stargz"
+    if is_estargz:
+        if reading:  # what reads ahead from inside has stargz-snapshotter fetch the same bytes several times
+            requests = sum(phase.spans for phase in reading)
+            why = f"the program reads {human_size(moved)} of lazily mounted layers in {counted(requests, 'request')}"
+            what = "start: {trace: NAME.trace.json, order: own, readahead: false}; the trace from an image with a SOCI index"
+            yield Advice("order", None, why, what)
+    elif again and rate and reading:
         names = {phase.name for phase in reading}
         waited = sum(spread.median for name, spread in cold.phases.items() if name in names)
         waited -= sum(spread.median for name, spread in again.phases.items() if name in names)
@@ -161,11 +168,11 @@ def _reading(lazily: Measurement, trace: Trace | None) -> Iterator[Advice]:
     elif reading:
         why = f"the program reads {human_size(moved)} of lazily mounted layers, one span after another"
         yield Advice("readahead", None, why, "measure the wait: build start --again")
-    if pull and pull.seconds > _LONG_MOUNT:
+    if pull and pull.seconds > _LONG_MOUNT and not is_estargz:
         why = f"pulling takes {pull.seconds:.1f} s, in which layers are mounted one after another"
         yield Advice("mount-parallel", None, why, "publish: {soci: {mount: parallel}}")
     if trace:
-        yield from _spans(moved, rate, trace)
+        yield from _spans(moved, rate, trace) if not is_estargz else ()
         packages = [file.path for file in trace.files if "-packages/" in file.path]  # Debian's own modules stay source
         modules = {path for path in packages if path.endswith(".py")}
         compiled = {path for path in packages if path.endswith(".pyc")}
