@@ -115,6 +115,15 @@ def test_another_python_pulls_and_reads(program: Path, registry: str, tmp_path: 
     assert bytes.fromhex(said) == FILES["model-00002-of-00002.safetensors"][-32:-16]
 
 
+def test_an_old_python_is_named(program: Path) -> None:
+    code = f"import runpy, sys; sys.version_info = (3, 9, 0); runpy.run_path({str(program)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: build-model-pull needs Python 3.11 or newer, and this is 3.9\n",
+    )
+
+
 def test_what_is_refused_leaves_nothing(program: Path, registry: str, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/mine").touch()

@@ -37,7 +37,14 @@ _LIBRARIES: Mapping[str, re.Pattern[str]] = {
 }
 """The pure libraries that the client needs, and which of their files."""
 
-_MAIN = b"from builder.cli.model.program import main\n\nmain()\n"
+_MAIN = b"""import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("error: build-model-pull needs Python 3.11 or newer, and this is %d.%d" % sys.version_info[:2])
+from builder.cli.model.program import main
+
+main()
+"""
 _SHEBANG = b"#!/usr/bin/env python3\n"
 _TIME = (1980, 1, 1, 0, 0, 0)
 
