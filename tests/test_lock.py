@@ -298,8 +298,15 @@ def test_what_is_no_lock_at_all(text: str) -> None:
 
 def test_conflict_markers_of_git_are_no_json() -> None:
     text = locks.encode(FULL).replace('  "name"', '<<<<<<< HEAD\n  "name"', 1)
-    with pytest.raises(DocumentError, match=r"it\.lock\.json:\d+:\d+: .*not JSON"):
+    with pytest.raises(DocumentError, match=r"it\.lock\.json:\d+:\d+: .*not JSON") as caught:
         parse(text)
+    assert "a merge was not finished" in str(caught.value.hint)
+
+
+def test_a_key_of_tomorrow_may_be_that_of_a_newer_version() -> None:
+    with pytest.raises(DocumentError, match="unknown key") as caught:
+        parse(edited(lambda document: document.update(tomorrow={})))
+    assert "upgrade Layerwright" in str(caught.value.hint)
 
 
 def test_what_is_no_lock_says_what_to_do() -> None:

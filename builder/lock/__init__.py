@@ -7,6 +7,7 @@ input is an origin and a path, and the user's configuration says where an origin
 from __future__ import annotations
 
 import json
+import re
 
 from builder import documents
 from builder.errors import BuilderError
@@ -92,6 +93,10 @@ def parse(text: str, file: str) -> Lock:
         lock = documents.load_json(Lock, text, file)
     except documents.DocumentError as error:
         error.hint = LockError.hint
+        if "unknown key" in str(error):
+            error.hint = f"upgrade Layerwright, if a newer one made it; else {LockError.hint}"
+        if re.search("^<{7} ", text, re.MULTILINE):
+            error.hint = "a merge was not finished in it: take the lock of one side, then run `build lock`, which brings it up to date"
         raise
     found = list(problems(lock))
     if found:
