@@ -96,7 +96,9 @@ def parse(text: str, file: str) -> Lock:
         if "unknown key" in str(error):
             error.hint = f"upgrade Layerwright, if a newer one made it; else {LockError.hint}"
         if re.search("^<{7} ", text, re.MULTILINE):
-            error.hint = "a merge was not finished in it: take the lock of one side, then run `build lock`, which brings it up to date"
+            error.hint = (
+                "a merge was not finished in it: take one side, then run `build lock`, which brings it up to date"
+            )
         raise
     found = list(problems(lock))
     if found:
