@@ -5,7 +5,6 @@ Layers stay what they are; only the image's SOCI index is its own, as far as the
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from builder.parallel import Stop, for_each
 from builder.progress import Progress
 from builder.soci import adaptive, read, ztoc
 from builder.soci.adaptive import Region
+from builder.soci.ranges import parse as read_ranges
 from builder.store import Store
 
 _THREADS = 4
@@ -51,8 +51,8 @@ def adapted(
     if not missing:
         return found
     parts: dict[str, list[tuple[int, int]]] = {}
-    for path, start, end in json.loads(ranges):
-        parts.setdefault(path.lstrip("/"), []).append((start, end))
+    for path, start, end in read_ranges(ranges):
+        parts.setdefault(path, []).append((start, end))
     with progress.task("adapt spans", sum(layer.blob.size for layer in missing)) as task:
 
         def make(layer: BuiltLayer) -> None:

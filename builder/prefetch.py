@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from builder.layers.untar import normal
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.soci import adaptive, prefetch, read
+from builder.soci.ranges import parse as read_ranges
 from builder.store import Store
 
 _RECORD = "prefetch"
@@ -52,8 +52,8 @@ def _read(record: Mapping[str, Any]) -> dict[Digest, bytes]:
 
 def _made(layers: Sequence[BuiltLayer], ranges: bytes, store: Store) -> Mapping[str, str]:
     parts: dict[str, list[tuple[int, int]]] = {}
-    for path, start, end in json.loads(ranges):
-        parts.setdefault(path.lstrip("/"), []).append((start, end))
+    for path, start, end in read_ranges(ranges):
+        parts.setdefault(path, []).append((start, end))
     found: dict[str, str] = {}
     for layer in reversed(layers):
         if not (layer.ztoc and parts):

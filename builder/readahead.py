@@ -17,6 +17,7 @@ from builder.lock import LockedStart, LockedTemplate
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
+from builder.soci.ranges import parse as read_ranges
 from builder.store import Store
 
 LAUNCHER = "/opt/layerwright/start"
@@ -82,8 +83,8 @@ def missing(ranges: bytes, layers: Iterable[BuiltLayer], source: str, store: Sto
     if record is None:
         sizes = {row[0]: row[3] for digest in listings for row in json.loads(store.read(Digest.parse(digest)))}
         least: dict[str, int] = {}
-        for path, start, _ in json.loads(ranges):
-            least[path[1:]] = max(start, least.get(path[1:], 0))
+        for path, start, _ in read_ranges(ranges):
+            least[path] = max(start, least.get(path, 0))
         there = sum(sizes.get(path, 0) > start for path, start in least.items())
         record = {"files": len(least), "there": there}
         store.put_record("traced", key, record)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import random
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from layouts import Layout as RawLayout
 from world import Done, World, run
 
 from builder.coldstart import trace as traces
+from builder.coldstart import values
 from builder.coldstart.trace import Trace, TracedFile
-from builder.errors import StaleLockError
+from builder.coldstart.values import Measurement, Phase, Start
+from builder.errors import BuilderError, HostileInputError, StaleLockError
 from builder.layers.tar import Entry, Kind
 from builder.lock import LockedOrder, LockedTemplate
 from builder.oci.digest import Digest
 from builder.plan import SystemLayer
 from builder.plan.values import StartOrder
+from builder.soci import ranges
 from builder.sources import startorder
 from builder.store import Store
 
@@ -158,6 +162,50 @@ def test_a_trace_of_another_image_is_said_to_be_one(heavy: World, tmp_path: Path
         done = run(["publish", "--lock", profile, f"oci:{tmp_path / 'again'}"], tmp_path, environ)
         assert done.code == 0
         assert "1 of 2 files" in done.err
+
+
+ROW = [["/usr/a", 0, 1]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}", b"[" * 100_000, b"[1]", b'[["a", 0, 1]]', b'[["/a", 2, 1]]', b'[["/a", -1, 1]]', b'[["/a", 0, 1e9]]',
+     b'[["/a", 0, 99999999999999999999]]', b'[["/a", "0", 1]]', b'[[1, 0, 1]]', b'[["/a", 0]]', b"\xff"],
+)  # fmt: skip
+def test_ranges_of_others_that_are_none(data: bytes) -> None:
+    with pytest.raises(HostileInputError, match="start reads"):
+        ranges.parse(data)
+
+
+@given(st.data())
+def test_whatever_is_read_is_refused_or_right(data: st.DataObject) -> None:
+    """Traces, measurements and ranges with something else in some place: an error of ours, or nothing."""
+    trace = json.loads(traced("usr/a", "usr/b"))
+    start = Start((Phase("pull", 0.0, 1.5, 10, 2, 1),), 2.0, 10, 2, 1)
+    measured = json.loads(
+        values.encode(Measurement(1, "oci:x", "sha256:y", "linux/amd64", "soci", 1, "exit", (), (start,)))
+    )
+    odd: st.SearchStrategy[Any] = (
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({})
+    )
+    for document, parse in (
+        (trace, lambda text: traces.parse(text, "f")),
+        (measured, lambda text: values.parse(text, "f")),
+        (ROW, lambda text: ranges.parse(text.encode("utf-8", "surrogatepass"))),
+    ):
+        changed = json.loads(json.dumps(document))
+        places = list(_places(changed))
+        holder, key = data.draw(st.sampled_from(places))
+        holder[key] = data.draw(odd)
+        with contextlib.suppress(BuilderError):
+            parse(json.dumps(changed))
+
+
+def _places(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in a document."""
+    for key in list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        yield node, key
+        yield from _places(node[key])
 
 
 PATHS = st.lists(st.sampled_from(["usr", "etc", "x", "ü", "usr/b"]), min_size=1, max_size=3).map("/".join)

@@ -6,7 +6,6 @@ the wheel. The other layers are mixed for an image anyway.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,7 @@ from builder.layers.tar import Entry
 from builder.lock import Lock, LockedFile, LockedOrder, LockedPlatform, LockedStart, LockedWheel
 from builder.oci.digest import Digest
 from builder.plan import LARGE_WHEEL, SystemLayer, WheelLayer, is_large
+from builder.soci.ranges import parse as read_ranges
 from builder.sources import slim, wheel
 from builder.store import Store
 
@@ -25,7 +25,7 @@ _DEBIAN = ("usr/", "etc/", "var/")
 
 def paths(ranges: bytes) -> frozenset[str]:
     """The files that a start reads, by the ranges of them (`readahead.ranges`); paths in the image without the leading `/`."""
-    return frozenset(path.lstrip("/") for path, _, _ in json.loads(ranges))
+    return frozenset(path for path, _, _ in read_ranges(ranges))
 
 
 @dataclass(frozen=True)
