@@ -18,7 +18,7 @@ from builder.oci import config, spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.packing import UNITS, Folder, Packer, limit_compilers
-from builder.plan import BaseLayer, FilesLayer, Layer, Plan, PlatformPlan, WheelLayer, files, inputs
+from builder.plan import BaseLayer, FilesLayer, Layer, Plan, PlatformPlan, files, inputs, weight
 from builder.progress import Progress
 from builder.soci import index, mounting
 from builder.soci.index import Converted, PlainImage
@@ -122,7 +122,7 @@ def _pack_all(
     ready: Callable[[BuiltLayer], None],
 ) -> dict[Layer, BuiltLayer]:
     """Packs layers side by side, those that take longest first, so that the last to end is not the longest."""
-    ordered = sorted(layers, key=_weight, reverse=True)
+    ordered = sorted(layers, key=weight, reverse=True)
 
     def started() -> None:
         for layer in there:
@@ -130,7 +130,7 @@ def _pack_all(
 
     total = sum(size for layer in layers for _, size in inputs(layer))
     with progress.task("pack layers", total) as task:
-        if sum(_weight(layer) for layer in layers) < _WORTH_PROCESSES or jobs == 1:
+        if sum(weight(layer) for layer in layers) < _WORTH_PROCESSES or jobs == 1:
             started()
             packed = {}
             for layer in ordered:
@@ -144,12 +144,6 @@ def _pack_all(
             packer, ordered, processes, task.advance, limit_compilers, (UNITS, 1), started=started, done=ready
         )
         return dict(zip(ordered, built, strict=True))
-
-
-def _weight(layer: Layer) -> int:
-    """About how long packing takes, as bytes of one large wheel: many small wheels hold many modules to compile."""
-    size = sum(size for _, size in inputs(layer))
-    return size * 5 if isinstance(layer, WheelLayer) and len(layer.wheels) > 1 else size
 
 
 def _image(

@@ -40,8 +40,11 @@ def document_of(name: str, layers: Iterable[Layer], span_size: int, packer: str)
 
 
 def name_of(layer: Layer) -> str:
-    """The name of a layer's derivation: its own, and of its key enough to tell it from others."""
-    return f"{safe(layer.name)}-{layer.key.hex[:8]}"
+    """The name of a layer's derivation: its own, and of its key enough to tell it from others. Nix builds in the order of names:
+    three digits come first that are less for what takes longer, so that the last to end is not the longest."""
+    weight = max(1, plans.weight(layer))
+    quarter = 4 * weight.bit_length() + (weight << 2 >> weight.bit_length() - 1 & 3)
+    return f"{max(0, 199 - quarter):03}-{safe(layer.name)}-{layer.key.hex[:8]}"
 
 
 def safe(name: str) -> str:

@@ -121,10 +121,10 @@ class Engine:
     def _built(self, arguments: Sequence[str], called: Mapping[str, str]) -> tuple[str, ...]:
         """Builds, once again where a machine was lost: Nix asks others, or makes it here, if it cannot be reached any more."""
         try:
-            return self.nix.build(arguments, _Told(called, self.nix.note))
+            return self.nix.build(arguments, _Told(called, self.nix.note), called)
         except LostError as error:
             self.nix.note(f"nix: {error}; that is built again")
-            return self.nix.build(arguments, _Told(called, self.nix.note))
+            return self.nix.build(arguments, _Told(called, self.nix.note), called)
 
     def runtime(self, store: Store) -> str:
         """The store path of the packer; it is added if it is not there."""

@@ -159,10 +159,10 @@ class Nix:
                 names.append(_name(line.strip()))
         return tuple(names)
 
-    def build(self, arguments: Sequence[str], where: Where) -> tuple[str, ...]:
+    def build(self, arguments: Sequence[str], where: Where, called: Mapping[str, str]) -> tuple[str, ...]:
         """Builds and gives the outputs' store paths; `where` is told the name of every derivation and which machine or cache
-        it comes from, as that begins."""
-        log = _Log(where, self.note)
+        it comes from, as that begins. Errors speak of derivations as they are `called`."""
+        log = _Log(where, self.note, called)
         argv = self._argv("build", "--log-format", "internal-json", "--json", "--keep-going", *arguments)
         status, out = follow(argv, log, env=self.environ, hint=_INSTALL)
         if status:
@@ -187,8 +187,8 @@ class Nix:
 class _Log:
     """Nix's log as JSON, a line at a time (its `internal-json`); what is unknown is passed over."""
 
-    def __init__(self, where: Where, note: Callable[[str], None]) -> None:
-        self._where, self._note = where, note
+    def __init__(self, where: Where, note: Callable[[str], None], called: Mapping[str, str]) -> None:
+        self._where, self._note, self._called = where, note, called
         self._errors: list[str] = []
         self._activities: dict[int, tuple[str, str]] = {}
         self._refused: list[tuple[str, str | None]] = []
@@ -227,7 +227,7 @@ class _Log:
             message, hint = json.loads(text.removeprefix(MARK))
         except (ValueError, TypeError, RecursionError):
             return  # it is not ours
-        where = f"{name}{f' on {place}' if place else ''}"
+        where = f"{self._called.get(name, name)}{f' on {place}' if place else ''}"
         self._refused.append((f"{where}: {message}", hint if isinstance(hint, str) else None))
 
     def failure(self) -> BuilderError:
@@ -241,7 +241,8 @@ class _Log:
             names = set(map(_name, _DERIVATION.findall(text)))
             for name, place in self._activities.values():
                 if place and name in names:
-                    return LostError(f"{place} was lost while it built {name}: {lost[0]}", output=text)
+                    what = self._called.get(name, name)
+                    return LostError(f"{place} was lost while it built {what}: {lost[0]}", output=text)
         return _failure(self._errors, "nix build")
 
 

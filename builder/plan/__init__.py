@@ -49,6 +49,7 @@ from builder.plan.values import (
     inputs,
     media_type,
     nix_file,
+    weight,
 )
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "media_type",
     "nix_file",
     "plan",
+    "weight",
 ]
 
 LARGE_WHEEL = 64 << 20
