@@ -28,6 +28,8 @@ from nixmachines import Machine
 from wheelmaker import deflate
 from world import PROFILE, World, run, write_project
 
+from builder import profile as profiles
+from builder.cli.advise import _fits
 from builder.errors import HostileInputError, ToolError
 from builder.layercache.keys import SecretKey
 from builder.layers import zstd
@@ -349,6 +351,16 @@ def test_what_layers_of_zstd_cannot_have(world: World, tmp_path: Path) -> None:
     assert done.code == 1
     for key in ("spans", "prefetch"):
         assert f"$.publish.soci.{key}: layers of zstd have no spans: remove {key}, or compression: zstd" in done.err
+
+
+def test_advice_fits_the_layers(tmp_path: Path) -> None:
+    """Nothing is written into a profile that would be refused there, or do nothing."""
+    fits = {"": "am", "compression: none": "m", "compression: zstd": "", "lazy: estargz": "", "soci: false": ""}
+    for text, expected in fits.items():
+        (tmp_path / "x.yaml").write_text(f"profile: 1\nname: x\nbase: {{debian: bookworm}}\npublish: {{{text}}}\n")
+        profile = profiles.read(tmp_path / "x.yaml").profile
+        found = [key[0] for key in ("adaptive-spans", "mount-parallel") if _fits(key, profile)]
+        assert "".join(found) == expected, text
 
 
 def test_a_layer_cache_has_them(variants: Mapping[str, Variant], world: World, tmp_path: Path) -> None:

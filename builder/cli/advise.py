@@ -174,4 +174,8 @@ def _apply(context: Context, path: Path, traced: Path, advice: Sequence[Advice])
 def _fits(key: str, profile: Profile) -> bool:
     if key in ("bytecode", "readahead"):
         return profile.python is not None
-    return key not in ("adaptive-spans", "mount-parallel") or profile.publish.soci.enabled
+    publish = profile.publish
+    indexed = publish.soci.enabled and publish.lazy != "estargz" and publish.compression != "zstd"
+    if key == "adaptive-spans":
+        return indexed and publish.compression != "none"  # plain layers have spans of one size
+    return indexed or key != "mount-parallel"
