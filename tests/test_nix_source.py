@@ -426,7 +426,7 @@ def test_flakes_stay_until_they_are_moved(project: Path, tmp_path: Path) -> None
     change(flake, "builtins.currentSystem", '"x86_64-linux"', "default.nix")
     for name, reference in (("near", "./flake#app"), ("far", f"path:{flake}#app")):
         (tmp_path / f"{name}.yaml").write_text(f"profile: 1\nname: {name}\nnix: ['{reference}']\n")
-        assert build(tmp_path, ["lock", f"{name}.yaml"], NIX_CONFIG=plain).err.startswith("wrote")
+        assert build(tmp_path, ["lock", f"{name}.yaml"], NIX_CONFIG=plain).err.endswith(f"wrote {name}.lock.json\n")
     (near,), (far,) = locked(tmp_path, "near").roots, locked(tmp_path, "far").roots
     assert near.outputs == far.outputs
     assert near.expressions

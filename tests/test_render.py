@@ -115,7 +115,7 @@ def test_bad_templates(text: str, message: str) -> None:
     with pytest.raises(RenderError) as caught:
         render(text, VALUES, "t.j2")
     assert str(caught.value) == message
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < 120
 
 
 def test_deeply_nested_blocks_are_an_error() -> None:
