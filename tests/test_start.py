@@ -433,12 +433,17 @@ def test_two_at_once(real: Real, folder: Path, path: str) -> None:
         assert values.parse(out, "stdout").starts[0].spans > 0
 
 
-def test_the_index_is_fetched_once(real: Real, folder: Path, path: str, tmp_path: Path) -> None:
-    """An entry of no platform is left alone by what pulls all of one; the image starts lazily as before."""
+def test_the_index_is_fetched_once_and_layers_are_mounted_at_once(
+    real: Real, folder: Path, path: str, tmp_path: Path
+) -> None:
+    """An entry of no platform is left alone by what pulls all of one; of no layer the size has to be asked for. The image starts
+    lazily as before: the same parts of all its layers come."""
     shutil.copytree(real.profile.parent / "real", tmp_path / "real")
     profile = tmp_path / "real.yaml"
     profile.write_text(
-        real.profile.read_text().replace("min-layer-size: 5MiB", "min-layer-size: 5MiB, platform: unknown")
+        real.profile.read_text().replace(
+            "min-layer-size: 5MiB", "min-layer-size: 5MiB, platform: unknown, mount: parallel"
+        )
     )
     shutil.copy(real.profile.with_suffix(".lock.json"), tmp_path / "real.lock.json")
     environ = {**os.environ, "XDG_CACHE_HOME": str(real.cache)}
@@ -449,6 +454,11 @@ def test_the_index_is_fetched_once(real: Real, folder: Path, path: str, tmp_path
     twice, once = (started(folder, path, f"oci:{out}", *options).cold()[0] for out in (real.out, tmp_path / "out"))
     assert once.spans == twice.spans > 0
     assert twice.bytes - once.bytes > 1_000_000
+    (soci,) = (
+        entry for entry in RawLayout(real.out).json(Digest.parse(real.digest))["manifests"] if "artifactType" in entry
+    )
+    mounted = RawLayout(real.out).json(Digest.parse(soci["digest"]))["layers"]
+    assert twice.requests - once.requests == 1 + 2 * len(mounted)  # the index and its ztocs, and the sizes
 
 
 def traced(folder: Path, path: str, file: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
