@@ -23,7 +23,7 @@ PROGRAMS: Mapping[str, str] = {
     "setpriv": "install util-linux (a Debian package)",
     "umount": "install mount (a Debian package)",
     "soci-snapshotter-grpc": "install soci-snapshotter 0.11 or newer (its release archive), for --snapshotter soci",
-    "containerd-stargz-grpc": "install stargz-snapshotter 0.15 or newer (its release archive), for --snapshotter stargz",
+    "containerd-stargz-grpc": "install stargz-snapshotter 0.18 or newer (its release archive), for --snapshotter stargz",
 }
 """Every program that a measured start runs, and what has it."""
 
