@@ -68,6 +68,7 @@ WAYS = (
     Way("instead of reading ahead, fetched while layers are mounted", "prefetch"),
     Way("eStargz, stargz-snapshotter", "estargz", "stargz"),
     Way("and what is read, first", "estargz-first", "stargz"),
+    Way("reading ahead, adaptive spans, and what is read, first", "ordered", ahead=True),
 )
 
 
@@ -148,7 +149,7 @@ class Images:
             self._variant(folder, profile, kind, f"publish: {{compression: {kind}}}", there)
         if "estargz" in tags:
             self._variant(folder, profile, "estargz", "publish: {lazy: estargz}", there)
-        traced = tags & {"ahead", "adaptive", "parallel", "all", "prefetch", "estargz-first"}
+        traced = tags & {"ahead", "adaptive", "parallel", "all", "prefetch", "estargz-first", "ordered"}
         if traced or tags & {"bytecode", "ordinary"}:
             self._variant(folder, profile, "bytecode", "", there)
         if "plain" in tags:
@@ -170,6 +171,9 @@ class Images:
             self._variant(folder, profile, "ahead", start, there)
             soci = "publish: {soci: {spans: adaptive, platform: unknown}}"
             self._variant(folder, profile, "adaptive", f"{start}\n{soci}", there)
+            ordered = start.replace("}", ", order: all}")
+            if "ordered" in tags:
+                self._variant(folder, profile, "ordered", f"{ordered}\n{soci}", there)
             self._variant(folder, profile, "parallel", f"{start}\n{soci[:-2]}, mount: parallel}}}}", there)
             self._variant(folder, profile, "all", f"{start}\n{soci[:-2]}, mount: parallel, prefetch: true}}}}", there)
             only = "start: {trace: bench.trace.json, readahead: false}"
