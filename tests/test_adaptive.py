@@ -118,6 +118,19 @@ def read_of(first: Checkpoint, last: Checkpoint, parts: list[tuple[int, int]]) -
     return any(start < last.out_offset and first.out_offset <= end for start, end in parts)
 
 
+def test_a_gap_is_left_out_by_its_weight() -> None:
+    """What lies between two parts of a file is fetched if it weighs little, and not if it does not, near as they are."""
+    size, mib, gap = 20 << 20, 1 << 20, 400 << 10
+    parts = [(8 * mib, 9 * mib), (9 * mib + gap, 10 * mib)]
+    for heavy, spanned in (([(0, size)], 3), ([(0, 9 * mib - BLOCK), (9 * mib + gap, size)], 1)):
+        every = blocks(size, heavy)
+        found = chosen(every, parts, size)
+        inside = [place for place in found if 8 * mib - BLOCK < place.out_offset <= 10 * mib]
+        assert len(inside) == spanned, heavy
+    (before,) = [place for place in chosen(blocks(size, [(0, size)]), parts, size) if place.out_offset > 9 * mib][1:2]
+    assert 9 * mib + gap - BLOCK < before.out_offset <= 9 * mib + gap
+
+
 def test_rules_stay_as_they_are() -> None:
     """Locks name them by number: what they say decides digests."""
     size, mib = 200 << 20, 1 << 20
