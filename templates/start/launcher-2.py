@@ -14,20 +14,20 @@ import os
 import sys
 import time
 
-THREADS, PIECE = 32, 1 << 20
+THREADS, PIECE, MOST = 32, 1 << 20, 1 << 17
 PROBES, LOCAL = 16, 0.0015
 DEADLINE = 60.0
 
 
 def pieces(data):
-    """What is read, as (path, offset, length), the last first."""
+    """What is read, as (path, offset, length), the last first; no more than MOST pieces."""
     found = []
     for row in data.splitlines():
         path, _, rest = row.rstrip(b"],").rpartition(b'",')
         if path.startswith(b'["/') and b"\\" not in path:
             start, _, end = rest.partition(b",")
             at, end = int(start), int(end)
-            while at < end:
+            while at < end and len(found) < MOST:
                 found.append((path[2:], at, min(PIECE, end - at)))
                 at += PIECE
     return found[::-1]
@@ -43,6 +43,12 @@ def read_ahead():
     times = []
 
     def work(working):
+        try:
+            read()
+        finally:
+            working.release()
+
+    def read():
         buffer = memoryview(bytearray(PIECE))
         while waiting and time.monotonic() < until:
             begun = time.monotonic()
@@ -53,13 +59,12 @@ def read_ahead():
                     os.preadv(file, [buffer[:size]], at)
                 finally:
                     os.close(file)
-            except (OSError, IndexError):
+            except (OSError, OverflowError, IndexError):
                 continue
             if len(times) < PROBES:
                 times.append(time.monotonic() - begun)
                 if len(times) == PROBES and max(times) < LOCAL:
                     waiting.clear()
-        working.release()
 
     threads = []
     for _ in range(min(THREADS, len(waiting))):
@@ -71,7 +76,7 @@ def read_ahead():
             break  # there may be no more threads: those that there are read all
         threads.append(working)
     for working in threads:
-        working.acquire()
+        working.acquire(timeout=max(0.0, until - time.monotonic()))
 
 
 def begin():
