@@ -232,7 +232,7 @@ def _round(part: Floats, out: npt.NDArray[np.uint16], target: str) -> npt.NDArra
 
 
 def _half(part: Floats, out: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """numpy's own way to `F16`, several times slower."""
+    """numpy's own way to `F16`; before numpy 2.4 it was several times slower than `_round`."""
     half = out.view("<f2")
     half[...] = part
     return half.astype(np.float32)
