@@ -207,7 +207,7 @@ def test_the_same_image_by_nix(nix_machines: Machines) -> None:
     for number, names in enumerate(([], ["2031", "zone", "no locale", "hash seed 1", "optimised", "user name"])):
         prefix = tuple(word for name in names for word in VARIATIONS[name].prefix)
         environ = {key: value for name in names for key, value in VARIATIONS[name].environ.items()}
-        machine = nix_machines.new(f"same-{number}", bare=True)
+        machine = nix_machines.new(f"same-{number}", bare=bool(names))
         umask = ("sh", "-c", f'umask {number * 77:03}; exec "$@"', "sh")
         done = machine("assemble", "--engine", "nix", "--nix-floor", "0", prefix=(*umask, *prefix), **environ)
         assert done.digest == nix_machines.digest
