@@ -134,7 +134,7 @@ def _second(
 ) -> LayerSpans:
     parts = adaptive.parts(regions)
     with path.open("rb") as blob, TemporaryFile(dir=windows.parent) as found:
-        places = cuts.places(blob, found, parts, adaptive.NEAR, adaptive.COLD, advance)
+        places = cuts.places(blob, found, parts, adaptive.NEAR, adaptive.REST, advance)
         numbers = adaptive.choose(places, parts, own.blob_size, own.tar_size)
         cuts.chosen(found, numbers, windows)
         checkpoints = tuple(places[number] for number in numbers)

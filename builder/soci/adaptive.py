@@ -26,6 +26,8 @@ _AHEAD = 384 << 10
 """So much of a file the kernel reads beyond what it was asked for, and a read that ends where a span does brings the next."""
 READ = 4 << 20
 """The second rule's `HOT`: spans of less than that save no byte where all of them are read, and cost index."""
+REST = 48 << 20
+"""The second rule's `COLD`: with it the index of torch's closure is less than a hundredth of its blobs, which a start asks for before all else."""
 NEAR = 512 << 10
 """How far apart places are looked for where something is read, in bytes of the tar."""
 _BEFORE, _BEHIND = 64 << 10, 192 << 10
@@ -112,14 +114,14 @@ def choose(
     """The numbers of those places at which spans begin; `places` are what `layers.cuts.places` found for `parts`.
 
     A span is either read or not, but for what is too small to be left out. It holds at most about `READ` bytes of the tar where
-    something is read, else `COLD`.
+    something is read, else `REST`.
     """
     ins = [*(place.in_offset for place in places), blob_size]
     outs = [*(place.out_offset for place in places), tar_size]
     hot = _bridged(_hot(outs, parts), ins, outs)
     found = [0]
     for number in range(1, len(places)):
-        limit = READ if hot[number] else COLD
+        limit = READ if hot[number] else REST
         if hot[number] != hot[number - 1] or outs[number + 1] - outs[found[-1]] > limit:
             found.append(number)
     return tuple(found)
