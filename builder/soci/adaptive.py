@@ -27,7 +27,7 @@ _AHEAD = 384 << 10
 READ = 4 << 20
 """The second rule's `HOT`: spans of less than that save no byte where all of them are read, and cost index."""
 REST = 48 << 20
-"""The second rule's `COLD`: with it the index of torch's closure is less than a hundredth of its blobs, which a start asks for before all else."""
+"""The second rule's `COLD`: with it the index of torch's closure is less than a hundredth of its blobs."""
 NEAR = 512 << 10
 """How far apart places are looked for where something is read, in bytes of the tar."""
 _BEFORE, _BEHIND = 64 << 10, 192 << 10
