@@ -19,7 +19,7 @@ demo: ## publish two services and their models, run them, and send them requests
 	@$(BIN)/python scripts/demo.py --build '$(BIN)/build'
 
 test: lint ## check everything: ruff, mypy, pytest
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-devel: ## compile a kernel in a composed devel image: fetches 2 GB
 	@$(SETUP) test

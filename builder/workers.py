@@ -26,6 +26,7 @@ Advance = Callable[[int], None]
 _REPORT = 4 << 20
 _PATIENCE = 30.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SOON = 0.01
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -149,7 +150,9 @@ def _serve(
     """The worker: takes items until there are no more, or nobody wants its answers any longer."""
     for ours in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ours, signal.SIG_IGN)  # the parent gets it too, and decides
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for end in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(end, lambda *_: sys.exit(1))
+    sys.unraisablehook = _again
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _end_with_parent()
     _return_memory()
@@ -169,6 +172,14 @@ def _serve(
                 connection.send(("failed", _portable(error)))
     except (EOFError, ConnectionError):
         sys.exit(1)
+
+
+def _again(lost: sys.UnraisableHookArgs) -> None:
+    """Where a signal comes while the interpreter clears something away, what its handler raises is dropped: it comes again."""
+    if isinstance(lost.exc_value, SystemExit):
+        signal.setitimer(signal.ITIMER_REAL, _SOON)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ from builder import lock as locks
 from builder.oci.digest import Digest
 from builder.store import Store
 
+INTERRUPTED = "interrupted; the same command goes on where this one stopped"
+
 KILLS = 50
 PATIENCE = 60.0
 
@@ -158,7 +160,7 @@ def test_interrupted(asked: signal.Signals, small: Path, fresh: dict[str, str], 
         if child.returncode == -asked:  # it had finished, and Python was about to end
             assert printed.decode().strip() == expected(small)[0]
         elif child.returncode == 130:
-            assert err.strip() == b"interrupted; the same command goes on where this one stopped"
+            assert err.strip().decode() == INTERRUPTED
         else:
             assert (child.returncode, err.decode()) == (0, "")
         assert list(root.glob("tmp/*")) == []
@@ -471,5 +473,28 @@ sys.exit(run(["verb"], cli, "x"))
 """
     environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
-    told = "interrupted; the same command goes on where this one stopped"
-    assert (done.returncode, done.stderr.strip()) == (130, told)
+    assert (done.returncode, done.stderr.strip()) == (130, INTERRUPTED)
+
+
+def test_an_interrupt_while_something_is_cleared_away(tmp_path: Path) -> None:
+    """What a handler raises in a finalizer is dropped by the interpreter: the signal is not."""
+    code = """
+import os, signal, sys, time
+import click
+from builder.cli.main import main
+
+class Cleared:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+@click.command()
+def verb():
+    Cleared()
+    time.sleep(60)
+
+main(verb, "x")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, INTERRUPTED)

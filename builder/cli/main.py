@@ -119,7 +119,9 @@ def main(command: click.Command | None = None, name: str | None = None) -> None:
     # What is imported stays: to look through it for garbage every 700 objects costs a publication without news 20 ms.
     gc.set_threshold(50_000, 20, 20)
     _fill_closed_streams()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for asked in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(asked, _interrupt)
+    sys.unraisablehook = _again
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it: so do we
         signal.signal(signal.SIGHUP, _interrupt)
     sys.exit(run(None, command or cli, name))
@@ -128,6 +130,14 @@ def main(command: click.Command | None = None, name: str | None = None) -> None:
 def _interrupt(*_: object) -> None:
     """Being asked to end is an interrupt: what is half written is cleared away first."""
     raise KeyboardInterrupt
+
+
+def _again(lost: sys.UnraisableHookArgs) -> None:
+    """Where a signal comes while the interpreter clears something away, what its handler raises is dropped: it comes again."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def run(arguments: list[str] | None, command: click.Command = cli, name: str | None = None) -> int:
