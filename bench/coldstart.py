@@ -254,6 +254,7 @@ def ordinary(layout: Path, tag: str, peer: Path) -> None:
         subprocess.run(["cp", "-rl", layout, one], check=True)
         index = json.loads((one / "index.json").read_bytes())
         wanted = [entry for entry in index["manifests"] if tag in entry.get("annotations", {}).values()]
+        (one / "index.json").unlink()  # it is the same file as that of the layout
         (one / "index.json").write_text(json.dumps(index | {"manifests": wanted}))
         manifest = manifest_of(one)
         plain(one, two, manifest)
