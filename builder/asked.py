@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from packaging.utils import canonicalize_name
-
 from builder import documents
 from builder.baseimage import LockedImage
 from builder.errors import BuilderError
@@ -57,6 +55,8 @@ def requirements_of(loaded: LoadedProfile, python: Python) -> Requirements:
 
 def check_known(names: frozenset[str], platforms: Sequence[LockedPlatform], models: Sequence[Model]) -> None:
     """Raises `BuilderError` if nothing in a lock has one of these names."""
+    from packaging.utils import canonicalize_name  # it takes long to import, and names are given rarely
+
     debs = {deb.name for item in platforms if item.debian for deb in item.debian.packages}
     wheels = {wheel.name for item in platforms for wheel in item.wheels}
     images = {item.image.name for item in platforms if item.image}
