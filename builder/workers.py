@@ -19,6 +19,7 @@ from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any, TypeVar
 
 from builder.errors import ToolError
+from builder.interrupts import ended_by
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -26,7 +27,6 @@ Advance = Callable[[int], None]
 _REPORT = 4 << 20
 _PATIENCE = 30.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SOON = 0.01
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -150,9 +150,7 @@ def _serve(
     """The worker: takes items until there are no more, or nobody wants its answers any longer."""
     for ours in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ours, signal.SIG_IGN)  # the parent gets it too, and decides
-    for end in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(end, lambda *_: sys.exit(1))
-    sys.unraisablehook = _again
+    ended_by((signal.SIGTERM,), lambda *_: sys.exit(1))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _end_with_parent()
     _return_memory()
@@ -172,14 +170,6 @@ def _serve(
                 connection.send(("failed", _portable(error)))
     except (EOFError, ConnectionError):
         sys.exit(1)
-
-
-def _again(lost: sys.UnraisableHookArgs) -> None:
-    """Where a signal comes while the interpreter clears something away, what its handler raises is dropped: it comes again."""
-    if isinstance(lost.exc_value, SystemExit):
-        signal.setitimer(signal.ITIMER_REAL, _SOON)
-    else:
-        sys.__unraisablehook__(lost)
 
 
 @contextlib.contextmanager

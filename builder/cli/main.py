@@ -116,28 +116,19 @@ def cli(context: click.Context) -> None:
 def main(command: click.Command | None = None, name: str | None = None) -> None:
     """Runs the command line, or another `command` called `name`; ends the process with 0, 1 (failed), 2 (wrong usage) or 3
     (a check says no)."""
+    from builder.interrupts import ended_by
+
     # What is imported stays: to look through it for garbage every 700 objects costs a publication without news 20 ms.
     gc.set_threshold(50_000, 20, 20)
     _fill_closed_streams()
-    for asked in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(asked, _interrupt)
-    sys.unraisablehook = _again
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it: so do we
-        signal.signal(signal.SIGHUP, _interrupt)
+    left_alone = signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL  # nohup ignores it: so do we
+    ended_by((signal.SIGTERM,) if left_alone else (signal.SIGTERM, signal.SIGHUP), _interrupt)
     sys.exit(run(None, command or cli, name))
 
 
 def _interrupt(*_: object) -> None:
     """Being asked to end is an interrupt: what is half written is cleared away first."""
     raise KeyboardInterrupt
-
-
-def _again(lost: sys.UnraisableHookArgs) -> None:
-    """Where a signal comes while the interpreter clears something away, what its handler raises is dropped: it comes again."""
-    if isinstance(lost.exc_value, KeyboardInterrupt):
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-    else:
-        sys.__unraisablehook__(lost)
 
 
 def run(arguments: list[str] | None, command: click.Command = cli, name: str | None = None) -> int:
