@@ -5,7 +5,6 @@ Layers stay what they are; only the image's SOCI index is its own, as far as the
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from builder.parallel import Stop, for_each
 from builder.progress import Progress
 from builder.soci import adaptive, read, ztoc
 from builder.soci.adaptive import Region
-from builder.soci.ranges import parse as read_ranges
+from builder.soci.ranges import by_path
 from builder.store import Store
 
 _THREADS = 4
@@ -50,9 +49,7 @@ def adapted(
             missing.append(layer)
     if not missing:
         return found
-    parts: dict[str, list[tuple[int, int]]] = {}
-    for path, start, end in read_ranges(ranges):
-        parts.setdefault(path, []).append((start, end))
+    parts = by_path(ranges)
     with progress.task("adapt spans", sum(layer.blob.size for layer in missing)) as task:
 
         def make(layer: BuiltLayer) -> None:
@@ -102,7 +99,7 @@ def _make(
 ) -> None:
     """Writes the ztoc and its record. A layer without compression keeps its own: all of its spans cost nothing."""
     assert layer.ztoc
-    with store.path(layer.ztoc.digest).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with store.mapped(layer.ztoc.digest) as data:
         own = read.decode(data)
         regions = list(adaptive.regions(own, parts))
         if own.plain:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from builder.base.tree import Tree
 from builder.image import Assembled, BuiltLayer, Image
 from builder.layers.merge import CollisionError
 from builder.layers.tar import Kind
-from builder.lock import LockedFile
+from builder.lock import LockedFile, LockedTemplate
 from builder.oci import config, spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
@@ -214,10 +213,9 @@ def _check_replaced(other: tuple[list[Any], str], row: list[Any], name: str, may
     raise CollisionError(f"the layers {below} and {name} both bring /{path}, with different content")
 
 
-def _prefetched(image: Image, plan: Plan, folder: Folder, store: Store) -> Mapping[Digest, bytes]:
-    """The prefetch artifacts of an image's layers, where they are asked for and it is known what its start reads."""
-    reads = next(platform.reads for platform in plan.platforms if platform.platform == image.platform)
-    if plan.soci.prefetch != "traced" or reads is None:
+def _prefetched(image: Image, reads: LockedTemplate | None, folder: Folder, store: Store) -> Mapping[Digest, bytes]:
+    """The prefetch artifacts of an image's layers, where it is known what its start reads."""
+    if reads is None:
         return {}
     from builder import prefetch  # few images have them
 
@@ -226,23 +224,27 @@ def _prefetched(image: Image, plan: Plan, folder: Folder, store: Store) -> Mappi
 
 def _documents(images: Sequence[Image], plan: Plan, folder: Folder, store: Store) -> Converted:
     plain = []
-    told = {platform.platform: dict(platform.annotations) for platform in plan.platforms}
-    for image in images:
-        artifacts = _prefetched(image, plan, folder, store)
+    for image, platform in zip(images, plan.platforms, strict=True):
+        artifacts = _prefetched(image, platform.reads, folder, store) if plan.soci.prefetch else {}
         described = Descriptor(spec.CONFIG, store.put(image.config), len(image.config))
         parallel = plan.soci.mount == "parallel"
         layers = tuple(
             index.Layer(layer.blob, layer.ztoc, artifacts.get(layer.blob.digest), parallel and _bare(layer.ztoc, store))
             for layer in image.layers
         )
-        annotations = dict(plan.annotations) | told[image.platform]
+        annotations = dict(plan.annotations) | dict(platform.annotations)
         plain.append(PlainImage(image.platform, described, layers, plan.soci.span_size, annotations, parallel))
     return index.convert(plain, unlisted=plan.soci.platform == "unknown")
 
 
 def _bare(ztoc: Descriptor | None, store: Store) -> bool:
-    """Whether the layer of this ztoc has no extended attributes."""
+    """Whether the layer of this ztoc has no extended attributes. It is remembered: all of the ztoc has to be looked through."""
     if ztoc is None:
         return False
-    with store.path(ztoc.digest).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return mounting.without_xattrs(data)
+    known = (store.record("bare", ztoc.digest.hex) or {}).get("bare")
+    if isinstance(known, bool):
+        return known
+    with store.mapped(ztoc.digest) as data:
+        found = mounting.without_xattrs(data)
+    store.put_record("bare", ztoc.digest.hex, {"bare": found})
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from builder.layers.untar import normal
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.soci import adaptive, prefetch, read
-from builder.soci.ranges import parse as read_ranges
+from builder.soci.ranges import by_path
 from builder.store import Store
 
 _RECORD = "prefetch"
@@ -51,17 +50,12 @@ def _read(record: Mapping[str, Any]) -> dict[Digest, bytes]:
 
 
 def _made(layers: Sequence[BuiltLayer], ranges: bytes, store: Store) -> Mapping[str, str]:
-    parts: dict[str, list[tuple[int, int]]] = {}
-    for path, start, end in read_ranges(ranges):
-        parts.setdefault(path, []).append((start, end))
+    parts = by_path(ranges)
     found: dict[str, str] = {}
     for layer in reversed(layers):
         if not (layer.ztoc and parts):
             continue
-        with (
-            store.path(layer.ztoc.digest).open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
+        with store.mapped(layer.ztoc.digest) as data:
             own = read.decode(data)
             there = {name for entry in own.toc() if (name := normal(entry.name)) in parts}
             regions = adaptive.regions(own, {name: parts[name] for name in there})

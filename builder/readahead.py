@@ -17,7 +17,7 @@ from builder.lock import LockedStart, LockedTemplate
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.oci.spec import Platform
-from builder.soci.ranges import parse as read_ranges
+from builder.soci.ranges import by_path
 from builder.store import Store
 
 LAUNCHER = "/opt/layerwright/start"
@@ -82,11 +82,9 @@ def missing(ranges: bytes, layers: Iterable[BuiltLayer], source: str, store: Sto
     record = store.record("traced", key)
     if record is None:
         sizes = {row[0]: row[3] for digest in listings for row in json.loads(store.read(Digest.parse(digest)))}
-        least: dict[str, int] = {}
-        for path, start, _ in read_ranges(ranges):
-            least[path] = max(start, least.get(path, 0))
-        there = sum(sizes.get(path, 0) > start for path, start in least.items())
-        record = {"files": len(least), "there": there}
+        parts = by_path(ranges)
+        there = sum(sizes.get(path, 0) > max(start for start, _ in read) for path, read in parts.items())
+        record = {"files": len(parts), "there": there}
         store.put_record("traced", key, record)
     files, there = int(record["files"]), int(record["there"])
     if files == there:

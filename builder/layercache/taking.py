@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -111,14 +110,13 @@ class Taker:
                 self._scan(record, wanted)
 
     def _check_ztoc(self, record: Record, made: CachedZtoc) -> None:
-        with self.store.path(made.digest).open("rb") as file:
-            try:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    found = read.decode(data)
-                    told = (found.blob_size, found.tar_size, found.span_size, len(found.checkpoints))
-                    del found
-            except ValueError as error:
-                raise LyingCacheError(f"its ztoc cannot be read: {error}") from error
+        try:
+            with self.store.mapped(made.digest) as data:
+                found = read.decode(data)
+                told = (found.blob_size, found.tar_size, found.span_size, len(found.checkpoints))
+                del found
+        except ValueError as error:
+            raise LyingCacheError(f"its ztoc cannot be read: {error}") from error
         if told != (record.blob.size, record.tar_size, made.span_size, made.spans):
             raise LyingCacheError("its ztoc is that of another layer")
 

@@ -23,6 +23,14 @@ def parse(data: bytes) -> tuple[tuple[str, int, int], ...]:
     return tuple(map(_row, rows))
 
 
+def by_path(data: bytes) -> dict[str, list[tuple[int, int]]]:
+    """The same, from `start` to before `end`, by the paths of the files."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for path, start, end in parse(data):
+        found.setdefault(path, []).append((start, end))
+    return found
+
+
 def _row(row: object) -> tuple[str, int, int]:
     match row:
         case [str(path), int(start), int(end)] if path.startswith("/") and 0 <= start <= end < 1 << 62:

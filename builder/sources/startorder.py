@@ -14,7 +14,7 @@ from builder.layers.tar import Entry
 from builder.lock import Lock, LockedFile, LockedOrder, LockedPlatform, LockedStart, LockedWheel
 from builder.oci.digest import Digest
 from builder.plan import LARGE_WHEEL, SystemLayer, WheelLayer, is_large
-from builder.soci.ranges import parse as read_ranges
+from builder.soci.ranges import by_path
 from builder.sources import slim, wheel
 from builder.store import Store
 
@@ -25,7 +25,7 @@ _DEBIAN = ("usr/", "etc/", "var/")
 
 def paths(ranges: bytes) -> frozenset[str]:
     """The files that a start reads, by the ranges of them (`readahead.ranges`); paths in the image without the leading `/`."""
-    return frozenset(path for path, _, _ in read_ranges(ranges))
+    return frozenset(by_path(ranges))
 
 
 @dataclass(frozen=True)

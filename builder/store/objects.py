@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import stat
@@ -117,6 +118,12 @@ class Store:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def mapped(self, digest: Digest) -> Iterator[mmap.mmap]:
+        """An object in memory, as far as it is looked at. Raises `OSError` where it is not there, `ValueError` if it is empty."""
+        with self.path(digest).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
 
     def abandon(self) -> None:
         """Removes all temporary files of this process: it was interrupted, maybe between making one and knowing of it."""
