@@ -28,6 +28,7 @@ from builder.client.addresses import (
     redact,
     web_address,
 )
+from builder.client.opening import open_some
 from builder.client.patience import (
     ForbiddenError,
     ForbiddenThereError,
@@ -36,7 +37,6 @@ from builder.client.patience import (
     RefusedError,
     TransientError,
 )
-from builder.client.sending import Slice, equip, open_some
 from builder.errors import FetchError
 from builder.parallel import Stop
 from builder.settings import Network
@@ -51,7 +51,6 @@ __all__ = [
     "NotFoundError",
     "Patience",
     "RefusedError",
-    "Slice",
     "TransientError",
     "body",
     "file_of",
@@ -72,9 +71,8 @@ _MAX_IDLE = 32
 _PACKED = (".gz", ".xz", ".bz2", ".zst", ".tgz")
 _SMALL = 64 << 10
 
-Body = bytes | Callable[[], Iterable[bytes | memoryview | Slice]] | None
-"""What a request sends: bytes, or a function that gives them in pieces, from the start each time it is called. A `Slice` only
-goes to an `http` address."""
+Body = bytes | Callable[[], Iterable[bytes | memoryview]] | None
+"""What a request sends: bytes, or a function that gives them in pieces, from the start each time it is called."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +242,7 @@ class Client:
         timeout = urllib3.Timeout(connect=network.connect_timeout, read=network.read_timeout)
         certificates = str(network.ca_file) if network.ca_file is not None else None
         if proxy is None:
-            return equip(urllib3.PoolManager(maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates))
+            return urllib3.PoolManager(maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates)
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         if parts.scheme not in ("http", "https"):
             raise FetchError(
@@ -258,10 +256,8 @@ class Client:
             )
         secret = {"proxy-authorization": basic_of(parts)} if parts.username is not None else {}
         address = f"{parts.scheme}://{host_of(parts)}"
-        return equip(
-            urllib3.ProxyManager(
-                address, proxy_headers=secret, maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates
-            )
+        return urllib3.ProxyManager(
+            address, proxy_headers=secret, maxsize=_MAX_IDLE, timeout=timeout, ca_certs=certificates
         )
 
     @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlencode
 
-from builder.client import Answer, Body, NotFoundError, Slice, TransientError
+from builder.client import Answer, Body, NotFoundError, TransientError
 from builder.errors import BuilderError, FetchError
 from builder.oci.content import Outcome
 from builder.oci.digest import Digest
@@ -23,7 +22,6 @@ from builder.registry.session import DeniedElsewhereError, RegistryError, Sessio
 CHUNK = 64 << 20
 _SMALLEST_CHUNK = 1 << 20
 _PIECE = 1 << 20
-_SLICE = 4 << 20
 _COMMIT_TIMEOUT = 600.0
 _MAX_MOUNTS = 3
 _ONE_BY_ONE = 2
@@ -175,7 +173,7 @@ class Upload:
 
     def _send_whole(self) -> None:
         headers = {"content-type": "application/octet-stream", "content-length": str(self._descriptor.size)}
-        with self._judged(), self._put(headers, lambda: self._body(0, self._descriptor.size)) as answer:
+        with self._judged(), self._put(headers, lambda: self._pieces(0, self._descriptor.size)) as answer:
             self._check_stored(answer)
 
     def _send_chunk(self) -> None:
@@ -195,7 +193,7 @@ class Upload:
                     "PATCH",
                     self._location,
                     headers,
-                    lambda: self._body(start, end),
+                    lambda: self._pieces(start, end),
                     accept=(202, 201, 204),
                     read_timeout=_COMMIT_TIMEOUT,
                 ) as answer,
@@ -302,22 +300,6 @@ class Upload:
     @property
     def _name(self) -> str:
         return f"{self._session.reference.name}: blob {self._descriptor.digest}"
-
-    def _body(self, start: int, end: int) -> Iterator[memoryview | Slice]:
-        """The bytes from `start` to `end` as they are sent: of a file over an open connection, by the kernel."""
-        if self._path is None or not (self._location or "").startswith("http:"):
-            yield from self._pieces(start, end)
-            return
-        with self._readable(), self._path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != self._descriptor.size:
-                raise DamagedBlobError(f"{self._name}: {size} bytes are to be sent", self._descriptor)
-            for offset in range(start, end, _SLICE):
-                self._stop.check()
-                count = min(_SLICE, end - offset)
-                yield Slice(file, offset, count)
-                self._sent += count
-                self._advance(count)
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
