@@ -55,17 +55,15 @@ def advise(
         raise UsageError("these are measurements of several images", hint="measure one image in several ways")
     if applying and not (profile and traced):
         raise UsageError("--apply needs the profile and the trace", hint="add --profile PROFILE --trace FILE")
-    limits: Mapping[str, float] = {}
-    if profile:
-        budget = profiles.read(profile).profile.budget
-        limits = budget.limits if budget else {}
+    read = profiles.read(profile).profile if profile else None
+    limits = read.budget.limits if read and read.budget else {}
     advice = analysis.advise(found, trace.parse(trace.read(traced), str(traced)) if traced else None)
-    if profile:
-        done = _done(profiles.read(profile).profile)
+    if read:
+        done = _done(read)
         advice = tuple(item for item in advice if item.key not in done)
     click.echo(_document(found, advice, limits) if form == "json" else _text(found, advice, limits))
-    if applying and profile and traced:
-        _apply(context, profile, traced, advice)
+    if applying and profile and read and traced:
+        _apply(context, profile, read, traced, advice)
 
 
 def _text(measurements: Sequence[Measurement], advice: Sequence[Advice], limits: Mapping[str, float]) -> str:
@@ -136,9 +134,8 @@ def _done(profile: Profile) -> set[str]:
     return {key for key, done in found.items() if done}
 
 
-def _apply(context: Context, path: Path, traced: Path, advice: Sequence[Advice]) -> None:
-    """Writes what changes no program into the profile, whose own text and comments stay."""
-    profile = profiles.read(path).profile
+def _apply(context: Context, path: Path, profile: Profile, traced: Path, advice: Sequence[Advice]) -> None:
+    """Writes what changes no program into the profile at `path`, whose own text and comments stay."""
     wanted = [_WRITTEN[item.key] for item in advice if item.key in _WRITTEN and _fits(item.key, profile)]
     if not wanted:
         context.progress.note("nothing to apply: what would help is there already, or is not a matter of the profile")
