@@ -200,9 +200,8 @@ def main() -> None:
         store, layout = work.store(), work.layout()
         say("packing the layers")
         work.publish(store, layout, "--no-attach")
-        image = (
-            work.layout()
-        )  # the platform's image alone: skopeo cannot copy an index with a SOCI index in it as it is
+        # The platform's image alone: skopeo cannot copy an index with a SOCI index in it as it is.
+        image = work.layout()
         plain(layout, image, manifest_of(layout))
         size = sum(path.stat().st_size for path in layout.glob("blobs/sha256/*"))
         data = arguments.data or _roomy(max(size, 0 if arguments.no_pull else _BLOB), work.folder)

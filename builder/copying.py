@@ -126,9 +126,7 @@ class _Walk:
             self._read_all([item for digest in images for item in self.nodes[digest].referrers])
         ordered = [self.nodes[digest] for digest in _ordered(top.digest, self.nodes)]
         blobs = {blob.digest: blob for node in ordered for blob in node.blobs if blob.digest not in self.nodes}
-        largest_first = sorted(
-            blobs.values(), key=lambda blob: -blob.size
-        )  # so that the last to end is not the longest
+        largest_first = sorted(blobs.values(), key=lambda blob: -blob.size)  # the last to end is not the longest
         documents = tuple(
             replace(node.document, tag=tag)
             for node in ordered

@@ -105,6 +105,5 @@ def machines(root: Path) -> Iterator[Machines]:
         try:
             yield Machines(made, project, root, done.digest)
         finally:
-            subprocess.run(
-                ["chmod", "-R", "u+w", str(root)], check=False
-            )  # Nix leaves folders that pytest cannot remove
+            # Nix leaves folders that pytest cannot remove.
+            subprocess.run(["chmod", "-R", "u+w", str(root)], check=False)

@@ -268,10 +268,8 @@ def test_an_index_with_the_table_as_a_source_distribution_only(tmp_path: Path) -
 
 
 def test_an_index_of_plain_pages(index: IndexServer, resolver: Resolver) -> None:
-    index.html_only = True
-    with pytest.raises(
-        BuilderError, match="no index tells the size"
-    ):  # which this small server does not, as HTML has none
+    index.html_only = True  # this small server tells no size then, as HTML has none
+    with pytest.raises(BuilderError, match="no index tells the size"):
         resolver("13.2", "base")
 
 

@@ -162,9 +162,8 @@ def test_other_spans_are_made_here(plain: str, small: Path, world: World, tmp_pa
     folder.mkdir()
     one = world.project(folder)
     fill(plain, small, world, tmp_path)
-    shutil.copy(
-        small.with_suffix(".lock.json"), one.with_suffix(".lock.json")
-    )  # the archive may have newer packages by now
+    # The archive may have newer packages by now.
+    shutil.copy(small.with_suffix(".lock.json"), one.with_suffix(".lock.json"))
     one.write_text(PROFILE.replace("256KiB", "128KiB"))
     mirrors = str(world.root / "cache/layerwright")
     environment = world.environment(tmp_path / "alone", LAYERWRIGHT_MIRRORS=mirrors)

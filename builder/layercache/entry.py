@@ -182,9 +182,8 @@ def check(data: bytes, signature: str, trusted: Sequence[PublicKey]) -> None:
 
 def rows_of(data: bytes) -> None:
     """Raises `LyingCacheError` if this is no list of files as assembling compares them."""
-    if (
-        sum(map(data.count, (b"[", b"{", b","))) > _MAX_VALUES
-    ):  # so that reading it takes no more memory than a large layer's
+    # So that reading it takes no more memory than a large layer's.
+    if sum(map(data.count, (b"[", b"{", b","))) > _MAX_VALUES:
         raise LyingCacheError("its list of files has too many values")
     try:
         rows = json.loads(data, parse_constant=_refused)

@@ -178,10 +178,8 @@ class TableCheck:
         self._known += self._chunks
 
     def _compare(self, text: str) -> None:
-        at, shared = (
-            0,
-            '"innerOffset"' in text,
-        )  # then several chunks share a member, and only whole files can be compared
+        at = 0
+        shared = '"innerOffset"' in text  # then several chunks share a member, and only whole files can be compared
         for row, told in _rows(text):
             while shared and self._known[at : at + 1] and self._known[at] & _CHUNK:
                 at += 16

@@ -95,13 +95,8 @@ def _version() -> str:
 
 def _linked(binaries: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     """The shared libraries of some binaries, by the names that they are asked for."""
-    plain = [
-        "env",
-        "-u",
-        "LD_PRELOAD",
-        "-u",
-        "LD_AUDIT",
-    ]  # what is put before all programs of this machine is no part of it
+    # What is put before all programs of this machine is no part of it.
+    plain = ["env", "-u", "LD_PRELOAD", "-u", "LD_AUDIT"]
     text = run([*plain, "ldd", *map(str, binaries)], accept=(0, 1), hint="install libc-bin").decode(errors="replace")
     for name, path in _FOUND.findall(text):
         yield name if name and "/" not in name else Path(path).name, Path(path)

@@ -189,9 +189,8 @@ class Layout:
 
         def change(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
             others = [other for other in entries if _ref_name(other) != tag]
-            named = [
-                other for other in others if _ref_name(other) is not None
-            ]  # they come first: some look at these alone
+            # Those with a name come first: some look at these alone.
+            named = [other for other in others if _ref_name(other) is not None]
             kept = [*named, entry, *(other for other in others if _ref_name(other) is None)]
             before = {Digest.parse(other["digest"]) for other in entries if _ref_name(other) == tag}
             return self._without_orphans(kept, before - {descriptor.digest})

@@ -106,9 +106,8 @@ def _platform(lock: Lock, locked: LockedPlatform) -> PlatformPlan:
         layers += _nix(lock.format, locked.nix, locked.image)
     if python := locked.python.version if locked.python else locked.cuda.python if locked.cuda else None:
         layers += _wheels(lock.format, locked, python)
-        if (
-            locked.image and locked.python
-        ):  # what has no spans comes above what has: some runtimes pull all above it whole
+        # What has no spans comes above what has: some runtimes pull all above it whole.
+        if locked.image and locked.python:
             layers.append(_environment(lock.format, locked.python))
     if locked.cuda and locked.cuda.flavour != "none":
         layers.append(_links(lock.format, locked, locked.cuda))
