@@ -15,6 +15,7 @@ import pytest
 from world import run
 
 from builder import lock as locks
+from builder.cli.lockfile import LockFile
 from builder.documents import DocumentError
 from builder.errors import BuilderError
 from builder.lock import (
@@ -314,3 +315,25 @@ def test_what_is_no_lock_says_what_to_do() -> None:
         with pytest.raises(DocumentError, match=r"it\.lock\.json") as caught:
             parse(text)
         assert "version control" in str(caught.value.hint)
+
+
+def test_a_lock_file_is_parsed_again_only_when_it_says_something_else(tmp_path: Path) -> None:
+    file = LockFile(tmp_path / "it.lock.json")
+    assert file.read() is None
+    assert file.start() is None
+    file.write(FULL)
+    first = file.read()
+    assert first == FULL
+    assert file.read() is first
+    newer = replace(FULL, name="newer")
+    LockFile(file.path).write(newer)
+    assert file.read() == newer
+    file.path.write_bytes(b"\xff")
+    assert file.start() is None
+    with pytest.raises(LockError, match="cannot be read"):
+        file.read()
+    file.path.write_text("{}")
+    with pytest.raises(DocumentError):
+        file.read()
+    file.write(FULL)
+    assert file.read() == FULL

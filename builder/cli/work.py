@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder import baseimage
-from builder import lock as locks
 from builder import plan as plans
 from builder import profile as profiles
 from builder.assemble import Engine, assemble
 from builder.cli.context import Context
-from builder.errors import BuilderError, StaleLockError, UsageError
+from builder.cli.lockfile import LockFile
+from builder.errors import StaleLockError, UsageError
 from builder.fetch import Download, Fetcher
 from builder.image import Assembled, BuiltLayer
-from builder.lock import Lock, LockedFile, LockedStart
-from builder.oci import files
+from builder.lock import Lock, LockedFile
 from builder.oci.content import Source
 from builder.own import Local, read_local
 from builder.packing import Folder
@@ -48,24 +47,23 @@ class Work:
     context: Context
     loaded: LoadedProfile
     local: Local
-    lock_path: Path
+    lock_file: LockFile
 
     @classmethod
     def open(cls, context: Context, path: Path) -> Work:
         """Reads the profile at `path`."""
         loaded = profiles.read(path)
-        lock = path.with_suffix(".lock.json")
-        return cls(context, loaded, read_local(loaded, context.store, context.progress, lambda: _start(lock)), lock)
+        lock = LockFile(path.with_suffix(".lock.json"))
+        return cls(context, loaded, read_local(loaded, context.store, context.progress, lock.start), lock)
+
+    @property
+    def lock_path(self) -> Path:
+        """Where the lock is."""
+        return self.lock_file.path
 
     def read_lock(self) -> Lock | None:
         """The lock beside the profile, whatever profile it belongs to; None if there is none."""
-        try:
-            text = self.lock_path.read_bytes().decode("utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise locks.LockError(f"{self.lock_path}: cannot be read: {error}") from error
-        return locks.parse(text, str(self.lock_path))
+        return self.lock_file.read()
 
     def make_lock(self, upgrade: bool | frozenset[str] = False) -> tuple[Lock, bool]:
         """Makes the lock, keeping what need not move, and writes it; and whether it is another one than before."""
@@ -84,7 +82,7 @@ class Work:
             )
         if lock == previous:
             return lock, False
-        _write(self.lock_path, locks.encode(lock))
+        self.lock_file.write(lock)
         return lock, True
 
     def current_lock(self, relock: bool, *, make: bool = False) -> Lock:
@@ -272,14 +270,6 @@ def platform_name() -> str:
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
-def _start(lock: Path) -> LockedStart | None:
-    """What a lock says of the start; whoever needs the lock is told what is wrong with one that cannot be read."""
-    try:
-        return locks.parse(lock.read_bytes().decode("utf-8"), str(lock)).start
-    except (OSError, UnicodeDecodeError, BuilderError):
-        return None
-
-
 def _now(context: Context) -> str:
     """The time of a new lock, RFC 3339 in UTC; SOURCE_DATE_EPOCH means what it means elsewhere."""
     epoch = context.environ.get("SOURCE_DATE_EPOCH")
@@ -295,13 +285,3 @@ def _now(context: Context) -> str:
 def jobs() -> int:
     """How many layers are packed at once."""
     return max(1, len(os.sched_getaffinity(0)))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        files.write(path, text.encode())
-    except OSError as error:
-        raise BuilderError(
-            f"{path}: cannot be written: {error.strerror or error}",
-            hint="free disk space, or have the lock's folder made writable: it lies beside the profile",
-        ) from error
