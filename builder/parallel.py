@@ -1,10 +1,10 @@
-"""A function over many items on a few threads, which can be stopped."""
+"""A function over many items on a few threads, which can be stopped; and what several threads need once."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 _GRACE = 2.0
@@ -88,3 +88,18 @@ def for_each(function: Callable[[T], None], items: Iterable[T], threads: int, st
         finished.wait(_GRACE)
         raise
     return failures
+
+
+class Once(Generic[T]):
+    """What `make` makes when it is first asked for, whichever thread asks; where that fails, the next to ask tries again."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._guard = threading.Lock()
+        self._made: tuple[T] | None = None
+
+    def __call__(self) -> T:
+        with self._guard:
+            if self._made is None:
+                self._made = (self._make(),)
+            return self._made[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from builder.lock import Lock, LockedFile
 from builder.oci.content import Source
 from builder.own import Local, read_local
 from builder.packing import Folder
+from builder.parallel import Once
 from builder.places.blobs import BaseLayers
 from builder.plan import NIX_ORIGIN
 from builder.profile import LoadedProfile
@@ -196,16 +196,13 @@ class _Archives:
     def __init__(self, context: Context, loaded: LoadedProfile | None) -> None:
         self._context, self._loaded = context, loaded
         self._expected: list[LockedFile] = []
-        self._once = threading.Lock()
-        self._made: Download | None = None
+        self._made = Once(self._make)
 
     def expect(self, files: Sequence[LockedFile]) -> None:
         self._expected += files
 
     def __call__(self, file: LockedFile, path: Path, advance: Callable[[int], None]) -> None:
-        with self._once:
-            made = self._made = self._made or self._make()
-        made(file, path, advance)
+        self._made()(file, path, advance)
 
     def _make(self) -> Download:
         from builder.sources.nix import Archives
@@ -227,16 +224,15 @@ class _Origins:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._configured: ConfiguredOrigins | None = None
-        self._once = threading.Lock()
+        self._configured = Once(self._find)
 
     def urls(self, file: LockedFile) -> Iterable[str]:
-        with self._once:
-            if self._configured is None:
-                from builder.cli.origins import origins  # it takes long to import; a build of what is there asks nobody
+        return self._configured().urls(file)
 
-                self._configured = origins(self._context)
-        return self._configured.urls(file)
+    def _find(self) -> ConfiguredOrigins:
+        from builder.cli.origins import origins  # it takes long to import; a build of what is there asks nobody
+
+        return origins(self._context)
 
 
 def base_name(loaded: LoadedProfile) -> str | None:

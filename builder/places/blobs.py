@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from builder.lock import LockedFile
 from builder.oci.content import Source
 from builder.oci.listing import LayoutError
 from builder.oci.spec import Descriptor
+from builder.parallel import Once
 from builder.places.remote import Remote
 
 _BLOCK = 1 << 20
@@ -26,16 +26,11 @@ class BaseLayers:
     """Brings layers out of the place that `opened` opens, which is done once, when the first is wanted; for many threads."""
 
     def __init__(self, opened: Callable[[], tuple[Source, Any]]) -> None:
-        self._open = opened
-        self._guard = threading.Lock()
-        self._source: Source | None = None
+        self._opened = Once(opened)
 
     def __call__(self, file: LockedFile, path: Path, advance: Callable[[int], None]) -> None:
         """The layer is in the file `path`. Raises `FetchError` where the place has it no more, and what the place raises."""
-        with self._guard:
-            if self._source is None:
-                self._source, _ = self._open()
-            source = self._source
+        source, _ = self._opened()
         descriptor = Descriptor("", file.digest, file.size)
         try:
             if isinstance(source, Remote):
