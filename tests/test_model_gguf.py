@@ -45,7 +45,11 @@ def key(name: str, kind: int, value: bytes) -> bytes:
 def read(folder: Path, content: bytes) -> Header:
     path = folder / "m.gguf"
     path.write_bytes(content)
-    found = read_header(path, "m.gguf")
+    return header_of(path)
+
+
+def header_of(path: Path) -> Header:
+    found = read_header(path, path.name)
     assert found is not None
     return found
 
@@ -76,7 +80,7 @@ def test_as_the_library_writes_it(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
 
-    header, content = gguf.read_header(path), path.read_bytes()
+    header, content = header_of(path), path.read_bytes()
     theirs = library.GGUFReader(path)
     assert [tensor.name for tensor in header.tensors] == [tensor.name for tensor in theirs.tensors]
     for ours, their in zip(header.tensors, theirs.tensors, strict=True):

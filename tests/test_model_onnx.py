@@ -46,7 +46,11 @@ def external(location: bytes) -> bytes:
 def read(folder: Path, content: bytes) -> Header:
     path = folder / "m.onnx"
     path.write_bytes(content)
-    found = read_header(path, "m.onnx")
+    return header_of(path)
+
+
+def header_of(path: Path) -> Header:
+    found = read_header(path, path.name)
     assert found is not None
     return found
 
@@ -70,7 +74,7 @@ def test_as_the_library_writes_it(tmp_path: Path) -> None:
     made = helper.make_model(graph, producer_name="test", producer_version="1")
     path = tmp_path / "m.onnx"
     library.save(made, path)
-    header, content = onnx.read_header(path), path.read_bytes()
+    header, content = header_of(path), path.read_bytes()
     assert {tensor.name for tensor in header.tensors} == arrays.keys()
     for tensor in header.tensors:
         assert tensor.shape == arrays[tensor.name].shape
@@ -85,7 +89,7 @@ def test_as_the_library_writes_it(tmp_path: Path) -> None:
     assert header.metadata["producer_name"] == "test"
 
     library.save(made, tmp_path / "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
-    outside = onnx.read_header(tmp_path / "e.onnx")
+    outside = header_of(tmp_path / "e.onnx")
     assert outside.metadata["external_data"] == "e.data"
     assert {tensor.name for tensor in outside.tensors}.isdisjoint({"a"})
 

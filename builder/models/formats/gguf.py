@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import BinaryIO
 
 from builder.models.formats.reading import Reader, short, text_of
@@ -73,19 +72,11 @@ TYPES: Mapping[int, tuple[str, int, int]] = {
 """By its number, each type of tensors: its name, how many numbers are a block, and the bytes of a block."""
 
 
-def read_header(path: Path, name: str | None = None) -> Header:
-    """The header of a file on this disk; errors call it `name`. Raises `HeaderError`, and `OSError` where it cannot be read.
+def read(file: BinaryIO, size: int, name: str) -> Header:
+    """The header of `size` bytes that begin where `file` is, which is only sought forward. Raises `HeaderError`.
 
     Shapes are row-major, the reverse of how the file writes them; `metadata` holds single values, not lists.
     """
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        return read(file, size, name or path.name)
-
-
-def read(file: BinaryIO, size: int, name: str) -> Header:
-    """The header of `size` bytes that begin where `file` is, which is only sought forward. Raises `HeaderError`."""
     return _header(Reader(file, size, name))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO
 
 from builder.models.formats.reading import Reader, short, text_of
@@ -59,20 +58,12 @@ TYPES: Mapping[int, tuple[str, int]] = {
 """By its number, each type of weights: its name, and the bits of one number."""
 
 
-def read_header(path: Path, name: str | None = None) -> Header:
-    """What is in a file on this disk; errors call it `name`. Raises `HeaderError`, and `OSError` where it cannot be read.
+def read(file: BinaryIO, size: int, name: str) -> Header:
+    """What is in `size` bytes that begin where `file` is, which is only sought forward. Raises `HeaderError`.
 
     The tensors are those whose bytes lie in this file as they are; the header has no length, it is all over the file.
     `metadata` has who made it, and under `external_data` the names of the files beside it that hold weights.
     """
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        return read(file, size, name or path.name)
-
-
-def read(file: BinaryIO, size: int, name: str) -> Header:
-    """The same of `size` bytes that begin where `file` is, which is only sought forward."""
     return _model(Reader(file, size, name))
 
 
