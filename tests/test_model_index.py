@@ -119,7 +119,7 @@ def test_lies(change: Callable[[Any], None], why: str, tmp_path: Path) -> None:
         (b"", "Expecting value"),
         (b"[]", "version and files"),
         (b"\xff", "utf-8"),
-        (b'{"version":1,"version":1,"files":[]}', "a key is there twice"),
+        (b'{"version":1,"version":1,"files":[]}', "the key version is there twice"),
         (b'{"version":NaN,"files":[]}', "NaN is no whole number"),
         (b'{"version":1.0,"files":[]}', "1.0 is no whole number"),
         (b'{"version":' + b"9" * 5000 + b',"files":[]}', "a number of 5000 digits"),

@@ -7,11 +7,11 @@ each file, sorted by path, what `FileIndex` does; a tensor is `[name, dtype, sha
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from builder.models import strictjson
 from builder.models.cuts import cuts
 from builder.models.values import (
     INDEX_PATH,
@@ -109,9 +109,7 @@ def _load(data: bytes) -> Any:
         raise ValueError(f"larger than {MAX_BYTES} bytes")
     if sum(map(data.count, (b"[", b"{", b","))) > _MAX_VALUES:
         raise ValueError(f"more than {_MAX_VALUES} values")
-    return json.loads(
-        data.decode(), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_no_number, parse_int=_whole
-    )
+    return strictjson.load(data)
 
 
 def _index(found: Any) -> ModelIndex:
@@ -181,20 +179,3 @@ def _sha256(found: Any) -> str:
     if not isinstance(found, str) or not _HEX.fullmatch(found):
         raise ValueError("a sha256 has 64 hexadecimal digits")
     return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
-    return found
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text[:40]} is no whole number")
-
-
-def _whole(text: str) -> int:
-    if len(text) > 19:
-        raise ValueError(f"a number of {len(text)} digits")
-    return int(text)

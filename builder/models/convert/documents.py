@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from builder.models import strictjson
 from builder.models.convert.report import Precision
 from builder.models.convert.rules import Treatments
 from builder.models.convert.stream import PrecisionError
@@ -26,7 +27,7 @@ def read(file: LocalModelFile) -> dict[str, Any]:
     if file.file.size > MAX_DOCUMENT:
         raise BadModelError(f"{path}: {file.file.size} bytes, at most {MAX_DOCUMENT} are read")
     try:
-        found = json.loads(file.location.read_bytes().decode(), object_pairs_hook=_once)
+        found = json.loads(file.location.read_bytes().decode(), object_pairs_hook=strictjson.once)
     except (ValueError, RecursionError) as error:
         raise BadModelError(f"{path}: not JSON: {error}") from error
     if not isinstance(found, dict):
@@ -151,10 +152,3 @@ def _is_deep(document: Any) -> bool:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
     return bool(level)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key is there twice")
-    return document

@@ -8,14 +8,14 @@ what dtype and shape make of them.
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from builder.models import strictjson
 from builder.models.formats import HeaderError
+from builder.models.formats.reading import short
 from builder.models.values import Header, Tensor
 
 MAX_HEADER = 100_000_000
@@ -89,7 +89,7 @@ def parse(text: bytes, size: int, name: str) -> Header:
     for tensor in tensors:
         if tensor.start != at:
             what = "overlaps the one before it" if tensor.start < at else f"leaves a gap of {tensor.start - at} bytes"
-            raise HeaderError(f"{name}: tensor {_short(tensor.name)} {what}")
+            raise HeaderError(f"{name}: tensor {short(tensor.name)} {what}")
         at = tensor.end
     if at != size:
         what = f"the file ends {at - size} bytes early" if at > size else f"{size - at} bytes belong to no tensor"
@@ -103,36 +103,12 @@ def _document(text: bytes, name: str) -> dict[str, Any]:
     if sum(map(text.count, (b"[", b"{", b","))) > _MAX_VALUES:
         raise HeaderError(f"{name}: its header holds more than {_MAX_VALUES} values")
     try:
-        document = json.loads(
-            text.decode(),  # of bytes, json guesses the encoding
-            object_pairs_hook=_once,
-            parse_constant=_no_number,
-            parse_float=_no_number,
-            parse_int=_whole,
-        )
+        document = strictjson.load(text)
     except (ValueError, RecursionError) as error:
-        raise HeaderError(f"{name}: its header cannot be read: {_short(str(error), 200)}") from error
+        raise HeaderError(f"{name}: its header cannot be read: {short(str(error), 200)}") from error
     if not isinstance(document, dict):
         raise HeaderError(f"{name}: its header is no object")
     return document
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {_short(twice)} is there twice")
-    return document
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{_short(text)} is no whole number")
-
-
-def _whole(text: str) -> int:
-    if len(text) > 19:
-        raise ValueError(f"a number of {len(text)} digits")
-    return int(text)
 
 
 def _metadata(found: Any, name: str) -> dict[str, str]:
@@ -146,7 +122,7 @@ def _metadata(found: Any, name: str) -> dict[str, str]:
 
 
 def _tensor(key: str, item: Any, begin: int, name: str) -> Tensor:
-    where = f"{name}: tensor {_short(key)}"
+    where = f"{name}: tensor {short(key)}"
     _check_text(key, name)
     if not key or len(key) > _MAX_NAME:
         raise HeaderError(f"{where}: a name has 1 to {_MAX_NAME} characters")
@@ -154,7 +130,7 @@ def _tensor(key: str, item: Any, begin: int, name: str) -> Tensor:
         raise HeaderError(f"{where}: it is to have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise HeaderError(f"{where}: unknown dtype {_short(str(dtype))}")
+        raise HeaderError(f"{where}: unknown dtype {short(str(dtype))}")
     if not _is_numbers(shape) or not _is_numbers(offsets) or len(offsets) != 2:
         raise HeaderError(f"{where}: shape and data_offsets are to be whole numbers from 0, offsets two of them")
     start, end = offsets
@@ -164,7 +140,7 @@ def _tensor(key: str, item: Any, begin: int, name: str) -> Tensor:
     if bits % 8:
         raise HeaderError(f"{where}: {bits} bits are no whole bytes")
     if end - start != bits // 8:
-        raise HeaderError(f"{where}: it has {end - start} bytes, {dtype} of shape {_short(str(shape))} has {bits // 8}")
+        raise HeaderError(f"{where}: it has {end - start} bytes, {dtype} of shape {short(str(shape))} has {bits // 8}")
     return Tensor(key, dtype, tuple(shape), begin + start, begin + end)
 
 
@@ -186,8 +162,3 @@ def _check_text(text: str, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise HeaderError(f"{name}: a name with half a surrogate pair") from error
-
-
-def _short(text: str, most: int = 80) -> str:
-    printable = text if text.isprintable() else repr(text)[1:-1]
-    return printable if len(printable) <= most else f"{printable[:most]}…"
