@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from builder.differ.sides import LayerSide
 from builder.layers.untar import Found, TarReader, normal
 from builder.oci.content import Source
+from builder.profile.forms import canonical
 
 _TABLE = """
 CREATE TABLE files (side INT, path BLOB, layer INT, type TEXT, mode INT, owner TEXT, link BLOB, size INT, content BLOB,
@@ -143,7 +144,7 @@ class Inventory:
 
     def _recognise(self, side: int, path: str) -> None:
         if match := _DIST_INFO.fullmatch(path):
-            self._wheels[side][re.sub(r"[-_.]+", "-", match[1]).lower()] = match[2]
+            self._wheels[side][canonical(match[1])] = match[2]
 
     def _content(self, side: int, path: str, reader: TarReader) -> bytes:
         """The digest of a file's content; a list of Debian packages is read on the way."""

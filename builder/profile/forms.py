@@ -64,6 +64,11 @@ PLAIN_REQUIREMENT = re.compile(r"([a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?)(?:
 """What most requirements look like, a name (group 1) and a comparison (group 2): right, and canonical as they are (PEP 508)."""
 
 
+def canonical(project: str) -> str:
+    """The one spelling of a project's name (PEP 503), as `packaging` has it, whose import takes long."""
+    return re.sub(r"[-_.]+", "-", project).lower()
+
+
 def _image_advice(text: str) -> str | None:
     if "://" in text:
         return "an image has no scheme: write HOST/REPOSITORY:TAG"

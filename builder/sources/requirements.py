@@ -11,7 +11,7 @@ from pathlib import Path
 from builder.errors import BuilderError
 from builder.oci.digest import Digest
 from builder.oci.spec import encode
-from builder.profile.forms import PLAIN_REQUIREMENT
+from builder.profile.forms import PLAIN_REQUIREMENT, canonical
 from builder.sources.redacting import redact
 
 _INDEX_OPTIONS = ("-i", "--index-url", "--extra-index-url", "--no-index", "-f", "--find-links", "--trusted-host")
@@ -214,7 +214,7 @@ class _Reader:
             self.require_hashes = True
             if not allowed:
                 self.problems.append(f"{where}: needs a sha256 hash")
-        self.hashes.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).update(allowed)
+        self.hashes.setdefault(canonical(name), set()).update(allowed)
         if not constraint and not (pinned and allowed):
             self.unpinned.append(where)
 
