@@ -14,9 +14,10 @@ from builder.errors import BuilderError, ToolError
 from builder.nix.inside import MARK
 from builder.parallel import Stop, for_each
 from builder.process import follow, run
+from builder.sources.nixtool import COLOUR, INSTALL, MAKE_ROOM, START_DAEMON
 
 OLDEST = (2, 8)
-_INSTALL = "install Nix 2.8 or newer (Debian: apt install nix-bin), or build without it"
+_INSTALL = f"{INSTALL}; or build without it"
 _BUILD, _SUBSTITUTE, _LOG_LINE = 105, 108, 101
 """Numbers of the activities and results that its JSON log tells."""
 _ERROR, _WARNING = 0, 1
@@ -29,7 +30,6 @@ _LOST = re.compile(
     r"|closed by remote host"
 )
 _DERIVATION = re.compile(r"/nix/store/[0-9a-z]{32}-[^\s'\"]+\.drv")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _HASH = len("/nix/store/") + 33
 _MOST = 40
 _LARGE = 8 << 20
@@ -46,8 +46,8 @@ _REMEDIES = (
     ("build users group", "set `build-users-group =` in NIX_CONFIG, or make the group as Nix's manual says"),
     ("build-users-group", "set `build-users-group =` in NIX_CONFIG, or make the group as Nix's manual says"),
     ("cloning builder process", "the sandbox needs namespaces of the kernel: run as root, or allow user namespaces"),
-    ("cannot connect to socket", "start nix-daemon, or use a store of your own: NIX_REMOTE=/absolute/folder"),
-    ("No space left", "make room where the store of Nix is: `nix-collect-garbage` removes what nobody needs"),
+    ("cannot connect to socket", START_DAEMON),
+    ("No space left", MAKE_ROOM),
     ("user namespace", "the sandbox needs namespaces of the kernel: run as root, or allow user namespaces"),
     ("sandbox", "the sandbox is required: run as root or allow user namespaces, and set `sandbox = true` in nix.conf"),
     ("experimental", "allow it: `experimental-features = nix-command` in nix.conf"),
@@ -210,9 +210,9 @@ class _Log:
             ):
                 self._refuse(text, *self._activities.get(number, ("a layer", "")))
             case {"action": "msg", "level": int(level), "msg": str(text)}:
-                self._message(level, _COLOUR.sub("", text).strip())
+                self._message(level, COLOUR.sub("", text).strip())
             case _ if line and not line.startswith("@nix "):
-                self._errors.append(_COLOUR.sub("", line))
+                self._errors.append(COLOUR.sub("", line))
 
     def _message(self, level: int, text: str) -> None:
         if level == _ERROR:
@@ -252,7 +252,7 @@ def _name(path: str) -> str:
 
 def _failure(lines: Iterable[str], what: str) -> NixError:
     """Why a program failed. What it only warned of is told as well, but decides on the remedy only where nothing else does."""
-    told = [line for line in _COLOUR.sub("", "\n".join(lines)).splitlines() if _IGNORED not in line]
+    told = [line for line in COLOUR.sub("", "\n".join(lines)).splitlines() if _IGNORED not in line]
     text = "\n".join(told).strip()[-4000:]
     errors = "\n".join(line for line in told if not line.startswith("warning: "))
     hint = next((remedy for known in (errors, text) for sign, remedy in _REMEDIES if sign in known), None)

@@ -22,10 +22,13 @@ from builder.process import follow, run
 STORE = "/nix/store/"
 SYSTEMS = {"amd64": "x86_64-linux", "arm64": "aarch64-linux"}
 """What Nix calls the architectures of platforms."""
-_INSTALL = "install Nix 2.8 or newer: apt install nix-bin, or what nixos' site says"
+INSTALL = "install Nix 2.8 or newer: apt install nix-bin, or what nixos' site says"
+START_DAEMON = "start nix-daemon, or use a store of your own: NIX_REMOTE=/absolute/folder"
+MAKE_ROOM = "make room where the store of Nix is: `nix-collect-garbage` removes what nobody needs"
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""What Nix colours its words with, also where nobody looks."""
 _NAME = re.compile(r"[0-9a-df-np-sv-z]{32}-[0-9A-Za-z+_?=.-]{1,211}")
 _BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WORTH_TELLING = re.compile(r"unable to download|signed by any of the keys|substituter|binary cache")
 _NO_SANDBOX = re.compile(
     r"^error: .*(?:sandboxing|sandbox-fallback|unshare|private mount namespace|cloning builder process).*$",
@@ -90,7 +93,7 @@ class Tool:
     def has(self, name: str) -> bool:
         """Whether the path is in the store already."""
         try:
-            run(self._argv(["path-info", STORE + name]), env=self.env, hint=_INSTALL)
+            run(self._argv(["path-info", STORE + name]), env=self.env, hint=INSTALL)
         except ToolError as error:
             if not error.output:
                 raise
@@ -107,7 +110,7 @@ class Tool:
     def dump(self, name: str, path: Path) -> None:
         """Writes the archive of a path of the store to a file."""
         with path.open("wb") as out:
-            run(self._argv(["store", "dump-path", STORE + name]), env=self.env, stdout=out, hint=_INSTALL)
+            run(self._argv(["store", "dump-path", STORE + name]), env=self.env, stdout=out, hint=INSTALL)
 
     def flake(self, reference: str, folder: Path) -> Mapping[str, Any]:
         """What Nix says of a flake: its `locked` source and its `locks`."""
@@ -119,7 +122,7 @@ class Tool:
         try:
             return json.loads(output)
         except (ValueError, RecursionError) as error:
-            raise NixError(f"{label}: Nix printed something else than JSON: {output[:200]!r}", hint=_INSTALL) from error
+            raise NixError(f"{label}: Nix printed something else than JSON: {output[:200]!r}", hint=INSTALL) from error
 
     def _run(self, arguments: Sequence[str], label: str, folder: Path | None = None) -> bytes:
         lines: deque[str] = deque(maxlen=_TAIL)
@@ -131,9 +134,9 @@ class Tool:
                 self._told.add(text)
                 self.note(f"nix: {text}")
 
-        status, output = follow(self._argv(arguments), tell, env=self.env, cwd=folder, hint=_INSTALL)
+        status, output = follow(self._argv(arguments), tell, env=self.env, cwd=folder, hint=INSTALL)
         if status:
-            raise _explained(_COLOUR.sub("", "\n".join(lines)), label, status)
+            raise _explained(COLOUR.sub("", "\n".join(lines)), label, status)
         return output
 
     def _argv(self, arguments: Sequence[str]) -> list[str]:
@@ -195,7 +198,7 @@ def sha256_of(text: object) -> str:
 def _explained(output: str, label: str, status: int) -> BuilderError:
     """Nix's words, with what to do about those that are known."""
     if not output.strip():
-        return ToolError(f"{label}: nix failed with status {status}, and printed nothing", hint=_INSTALL)
+        return ToolError(f"{label}: nix failed with status {status}, and printed nothing", hint=INSTALL)
     told = (
         output.rpartition("error: ")[2]
         .replace("(use '--show-trace' to show detailed location information)", "")
@@ -203,7 +206,7 @@ def _explained(output: str, label: str, status: int) -> BuilderError:
     )
     message = f"{label}: {told}"
     if re.search(r"unrecogni[sz]ed flag|is not a recogni[sz]ed command|unknown setting", output):
-        return NixError(f"{label}: this Nix is too old: {told}", hint=_INSTALL)
+        return NixError(f"{label}: this Nix is too old: {told}", hint=INSTALL)
     if "Permission denied" in output or "read-only" in output.lower():
         hint = "NIX_REMOTE=DIR names a store of your own, which needs no root"
         return NixError(message, hint=hint)
@@ -212,10 +215,9 @@ def _explained(output: str, label: str, status: int) -> BuilderError:
         hint = "Nix cannot build in a sandbox here, and does not build without: allow user namespaces"
         return NixError(message, hint=hint)
     if "cannot connect to socket" in told:
-        return NixError(message, hint="start nix-daemon, or use a store of your own: NIX_REMOTE=/absolute/folder")
+        return NixError(message, hint=START_DAEMON)
     if "No space left" in output:
-        hint = "make room where the store of Nix is: `nix-collect-garbage` removes what nobody needs"
-        return NixError(message, hint=hint)
+        return NixError(message, hint=MAKE_ROOM)
     if found := _CHANGED.search(output):
         message = f"{label}: {found[0].partition('error: ')[2] or found[0]}"
         return NixError(
