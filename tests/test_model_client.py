@@ -19,8 +19,8 @@ import judges
 import modelworld
 import pytest
 from conftest import _other_pythons
+from modelregistry import found, serving
 from test_fetch import disk
-from test_model_pull import found, push
 from world import BUILD
 
 from builder.models.client import client, modules
@@ -30,9 +30,7 @@ FILES = modelworld.small_files(seed=7, megabytes=40)
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("registry")
-    with judges.registry("docker-registry", folder / "registry") as address:
-        push(address, folder / "files", FILES)
+    with serving(tmp_path_factory.mktemp("registry"), FILES) as address:
         yield address
 
 

@@ -20,9 +20,9 @@ import pytest
 from faultregistry import Fault, FaultRegistry, Handler, Reply
 from hypothesis import given
 from hypothesis import strategies as some
+from modelregistry import found, published, pull, push, serving
 from registryworld import USER, repository
 from test_fetch import disk
-from test_model_pull import found, published, pull, push
 
 from builder.errors import StoreError
 from builder.models import placing
@@ -50,9 +50,7 @@ START = len(FILES[BIG]) - (12 << 20)
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("registry")
-    with judges.registry("docker-registry", folder / "registry") as address:
-        push(address, folder / "files", FILES)
+    with serving(tmp_path_factory.mktemp("registry"), FILES) as address:
         yield address
 
 

@@ -15,11 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import faultregistry
-import judges
 import modelworld
 import pytest
 from faultregistry import FaultRegistry
-from test_model_pull import found, push
+from modelregistry import found, serving
 from world import BUILD
 
 from builder.models.chunked import Chunked
@@ -48,9 +47,7 @@ while True:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("registry")
-    with judges.registry("docker-registry", folder / "registry") as address:
-        push(address, folder / "files", FILES)
+    with serving(tmp_path_factory.mktemp("registry"), FILES) as address:
         yield address
 
 

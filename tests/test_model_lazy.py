@@ -13,16 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import faultregistry
-import judges
 import modelworld
 import numpy
 import pytest
 from faultregistry import FaultRegistry
 from hypothesis import given
 from hypothesis import strategies as some
+from modelregistry import found, published, push, serving
 from registryworld import described, image, repository
 from registryworld import push as push_image
-from test_model_pull import found, published, push
 
 from builder.errors import UsageError
 from builder.models.cache import Remembering
@@ -49,9 +48,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("registry")
-    with judges.registry("docker-registry", folder / "registry") as address:
-        push(address, folder / "files", FILES)
+    with serving(tmp_path_factory.mktemp("registry"), FILES) as address:
         yield address
 
 

@@ -10,20 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import faultregistry
-import judges
 import modelworld
 import pytest
 from faultregistry import FaultRegistry
-from registryworld import repository
+from modelregistry import found, published, pull, push, serving
 
 from builder.errors import BuilderError, OfflineError, UsageError
-from builder.models import placing
 from builder.models.cache import Remembering
 from builder.models.chunked import WrongModelError
 from builder.models.lazy import Model
 from builder.models.placing import FolderError, How
 from builder.models.publish import publish
-from builder.models.pull import Published, Pulled, Pulling
+from builder.models.pull import Published, Pulling
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
 from builder.places.delivery import Sink
@@ -36,9 +34,7 @@ FILES = modelworld.small_files(megabytes=12)
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A registry that holds the model `some/image:v1` of `FILES`."""
-    folder = tmp_path_factory.mktemp("registry")
-    with judges.registry("docker-registry", folder / "registry") as address:
-        push(address, folder / "files", FILES)
+    with serving(tmp_path_factory.mktemp("registry"), FILES) as address:
         yield address
 
 
@@ -47,32 +43,6 @@ def way(registry: str) -> Iterator[FaultRegistry]:
     """A proxy before the registry that can be told to misbehave, and that counts."""
     with faultregistry.before(registry) as state:
         yield state
-
-
-def push(address: str, folder: Path, files: dict[str, bytes], tag: str = "v1") -> str:
-    """Publishes a model; the digest of its manifest."""
-    model = modelworld.small_model(folder, files)
-    publish(model, [Sink(address, repository(address), (tag,))], Silent())
-    return str(model.manifest.digest)
-
-
-def published(address: str, store: Store, reference: str | None = "v1", *, offline: bool = False) -> Published:
-    def open() -> object:
-        return repository(address, writing=False)
-
-    return Published.open("here/model", Remembering(store, "here/model", None if offline else open), reference)  # type: ignore[arg-type]
-
-
-def pull(address: str, store: Store, folder: Path, reference: str | None = "v1", **options: object) -> Pulled:
-    pulling = Pulling(store, Silent(), **options)  # type: ignore[arg-type]
-    pulling.begin(folder)
-    return pulling.pull(published(address, store, reference), folder)
-
-
-def found(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, without its marker."""
-    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in paths.items() if name != placing.MARKER}
 
 
 def blobs(state: FaultRegistry) -> int:
