@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,21 @@ class Layout:
     def json(self, digest: Digest) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.path(digest).read_bytes())
         return document
+
+    def rebind(self, top: Digest, change: Callable[[dict[str, Any]], object]) -> None:
+        """Changes the SOCI index of an image of one platform, and points to the image that is bound to what comes of it."""
+        index = self.json(top)
+        (entry,) = (entry for entry in index["manifests"] if "artifactType" not in entry)
+        (bound,) = (entry for entry in index["manifests"] if "artifactType" in entry)
+        soci, manifest = self.json(Digest.parse(bound["digest"])), self.json(Digest.parse(entry["digest"]))
+        change(soci)
+        indexed = self.add(json.dumps(soci).encode(), bound["mediaType"])
+        manifest["annotations"][f"{_SOCI}index-digest"] = str(indexed.digest)
+        image = self.add(json.dumps(manifest).encode(), entry["mediaType"])
+        entry |= {"digest": str(image.digest), "size": image.size}
+        bound |= {"digest": str(indexed.digest), "size": indexed.size}
+        bound["annotations"][f"{_SOCI}image-manifest-digest"] = str(image.digest)
+        self.point_to(self.add(json.dumps(index).encode(), spec.INDEX))
 
 
 def plain(indexed: Layout, top: Digest, out: Layout) -> Digest:

@@ -23,7 +23,6 @@ from world import Real, World, run
 from builder.coldstart import trace as traces
 from builder.coldstart.trace import Trace, TracedFile
 from builder.layers.spans import Checkpoint
-from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.soci import prefetch, read
 
@@ -124,28 +123,20 @@ def test_artifacts_that_lie(
     source, digest, _ = fetched_first
     layout = Layout(tmp_path / "out")
     shutil.copytree(source.root, layout.root, copy_function=os.link)
-    index = layout.json(Digest.parse(digest))
-    (entry,) = (entry for entry in index["manifests"] if "artifactType" not in entry)
-    (bound,) = (entry for entry in index["manifests"] if "artifactType" in entry)
-    soci = layout.json(Digest.parse(bound["digest"]))
-    artifact = soci["layers"][-1]
-    if fault in ("no JSON", "a span that is none"):
-        data = BAD[fault] if fault in BAD else prefetch.encode([(0, 1), (5, 99999)])
-        made = layout.add(data, prefetch.MEDIA_TYPE)
-        artifact |= {"digest": str(made.digest), "size": made.size}
-    elif fault == "two":
-        soci["layers"].append(artifact)
-    else:
-        artifact["annotations"] = {DIGEST: str(Digest.of(b"another"))}
-    indexed = layout.add(json.dumps(soci).encode(), bound["mediaType"])
-    manifest = layout.json(Digest.parse(entry["digest"]))
-    manifest["annotations"]["com.amazon.soci.index-digest"] = str(indexed.digest)
-    image = layout.add(json.dumps(manifest).encode(), entry["mediaType"])
-    entry |= {"digest": str(image.digest), "size": image.size}
-    bound |= {"digest": str(indexed.digest), "size": indexed.size}
-    bound["annotations"]["com.amazon.soci.image-manifest-digest"] = str(image.digest)
+
+    def broken(soci: dict[str, Any]) -> None:
+        artifact = soci["layers"][-1]
+        if fault in ("no JSON", "a span that is none"):
+            data = BAD[fault] if fault in BAD else prefetch.encode([(0, 1), (5, 99999)])
+            made = layout.add(data, prefetch.MEDIA_TYPE)
+            artifact |= {"digest": str(made.digest), "size": made.size}
+        elif fault == "two":
+            soci["layers"].append(artifact)
+        else:
+            artifact["annotations"] = {DIGEST: str(Digest.of(b"another"))}
+
     (layout.root / "index.json").unlink()  # a link into the other layout
-    layout.point_to(layout.add(json.dumps(index).encode(), spec.INDEX))
+    layout.rebind(Digest.parse(digest), broken)
     done = run(["verify", "--quick", f"oci:{layout.root}"], tmp_path, environ(real))
     assert done.code == 3, done.out + done.err
     assert "prefetch artifact" in done.out
