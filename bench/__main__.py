@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import shutil
 from dataclasses import asdict
-from pathlib import Path
 
 from bench import engines, measurements, peers
 from bench.measurements import MB
 from bench.table import HEAD, line, machine, say
+from bench.words import command, existing, words
 from bench.workplace import workplace
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measures builds of a profile.")
-    parser.add_argument("profile", nargs="?", type=Path, default=Path("profiles/torch-cuda.yaml"))
-    parser.add_argument("--build", default="build", help="the command to measure")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="builds from cold; the median counts")
+    parser = words("bench", "Measures builds of a profile.", of="builds from cold; the median counts")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     arguments = parser.parse_args()
-    build = shutil.which(arguments.build)
-    if not build:
-        parser.error(f"there is no command {arguments.build}: `make bench` installs it")
-    if not arguments.profile.is_file():
-        parser.error(f"there is no profile {arguments.profile}")
 
-    with workplace(os.path.abspath(build), arguments.profile) as work:
+    build, profile = command(parser, arguments.build, "bench"), existing(parser, arguments.profile)
+    with workplace(str(build), profile) as work:
         wheels = [each for each in work.inputs if each.name.endswith(".whl")]
         if not wheels:
             parser.error(f"{arguments.profile} has no wheels to measure with")

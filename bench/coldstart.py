@@ -7,7 +7,6 @@ programs of the stack are those of tests/peers, built on demand, or those on PAT
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import json
@@ -26,6 +25,7 @@ from bench import services
 from bench.link import Link, link, near, registry
 from bench.peers import manifest_of, plain
 from bench.table import machine, say
+from bench.words import about_starts, command_of_root, words
 from builder.coldstart import values
 from builder.coldstart.values import Measurement, Start, Summary
 
@@ -73,25 +73,15 @@ WAYS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.coldstart", description="Measures cold starts.")
-    parser.add_argument("profile", nargs="?", type=Path, default=Path("profiles/torch-cuda.yaml"))
-    parser.add_argument("--build", default="build", help="the command to measure")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each way")
+    parser = words("bench.coldstart", "Measures cold starts.", rounds=5)
     parser.add_argument(
         "--rate", action="append", metavar="RATE", help="of the link, as tc writes it  [1gbit, 300mbit]"
     )
-    parser.add_argument(
-        "--code", default="import torch; print(torch.zeros(2) + 1)", help="what the image's Python runs"
-    )
+    about_starts(parser)
     parser.add_argument("--way", action="append", type=int, metavar="NUMBER", help="only these, from 1")
     parser.add_argument("--services", action="store_true", help="the services of profiles/ and their models, instead")
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="where images are kept, and taken from if they are there"
-    )
     arguments = parser.parse_args()
-    build = shutil.which(arguments.build)
-    if not build or os.geteuid() != 0:
-        parser.error("this needs the command `build`, and root")
+    build = command_of_root(parser, arguments.build)
     path = stack_path()
     ways = [way for number, way in enumerate(WAYS, 1) if not arguments.way or number in arguments.way]
     with tempfile.TemporaryDirectory(prefix="layerwright-bench-", dir="/var/tmp") as name:
@@ -100,9 +90,9 @@ def main() -> None:
             for rate in arguments.rate or ["1gbit", "300mbit"]:
                 with link(rate) as at, registry(at, Path(name) / "registry"):
                     env = {"PATH": path, "NO_PROXY": f"{at.host},127.0.0.1"}
-                    services.measure(Path(build).absolute(), env, Path(name) / "profiles", at, rate, arguments.rounds)
+                    services.measure(build, env, Path(name) / "profiles", at, rate, arguments.rounds)
             return
-        images = Images(Path(build).absolute(), arguments.keep or Path(name) / "images", arguments.code, path)
+        images = Images(build, arguments.keep or Path(name) / "images", arguments.code, path)
         images.make(arguments.profile, {way.tag for way in ways}, judges.require("soci-peer"))
         print(f"{arguments.profile}, {arguments.code!r}, medians of {arguments.rounds}, on {machine()}\n")
         for rate in arguments.rate or ["1gbit", "300mbit"]:

@@ -6,9 +6,7 @@ mode, as `build node-config soci --mode parallel` sets it, and started lazily wh
 
 from __future__ import annotations
 
-import argparse
 import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -16,26 +14,22 @@ from pathlib import Path
 from bench.coldstart import Images, Way, row, stack_path
 from bench.link import link, registry
 from bench.table import machine, say
+from bench.words import about_starts, command_of_root, words
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.compressions", description="Measures pulls of images.")
-    parser.add_argument("profile", nargs="?", type=Path, default=Path("profiles/torch-cuda.yaml"))
-    parser.add_argument("--build", default="build", help="the command to measure")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each way")
+    parser = words("bench.compressions", "Measures pulls of images.", rounds=5)
     parser.add_argument("--rate", action="append", metavar="RATE", help="of the link, as tc writes it  [1gbit, 10gbit]")
-    parser.add_argument("--code", default="print(1)", help="what the image's Python runs")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="where images are kept")
+    about_starts(parser, code="print(1)")
     arguments = parser.parse_args()
-    build = shutil.which(arguments.build)
-    if not build or os.geteuid() != 0:
-        parser.error("this needs the command `build`, and root")
+    build = command_of_root(parser, arguments.build)
     with tempfile.TemporaryDirectory(prefix="layerwright-bench-", dir="/var/tmp") as name:
         settings = Path(name) / "soci.toml"
-        command = [build, "node-config", "soci", "--mode", "parallel", "--cores", str(len(os.sched_getaffinity(0)))]
+        cores = str(len(os.sched_getaffinity(0)))
+        command = [str(build), "node-config", "soci", "--mode", "parallel", "--cores", cores]
         settings.write_bytes(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         ways = _ways(settings)
-        images = Images(Path(build).absolute(), arguments.keep or Path(name) / "images", arguments.code, stack_path())
+        images = Images(build, arguments.keep or Path(name) / "images", arguments.code, stack_path())
         images.make(arguments.profile, {way.tag for way in ways}, Path())
         print(f"{arguments.profile}, {arguments.code!r}, medians of {arguments.rounds}, on {machine()}\n")
         for rate in arguments.rate or ["1gbit", "10gbit"]:

@@ -5,9 +5,6 @@ The settings are those that `build node-config` prints, one by one; the link, th
 
 from __future__ import annotations
 
-import argparse
-import os
-import shutil
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from pathlib import Path
 from bench.coldstart import Images, Way, stack_path
 from bench.link import link, registry, require
 from bench.table import machine, say
+from bench.words import about_starts, command_of_root, words
 from builder.coldstart.recommended import Node, soci_text
 from builder.coldstart.values import Start
 
@@ -50,25 +48,15 @@ VARIANTS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.nodes", description="Measures settings of nodes.")
-    parser.add_argument("profile", nargs="?", type=Path, default=Path("profiles/torch-cuda.yaml"))
-    parser.add_argument("--build", default="build", help="the command to measure")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each")
+    parser = words("bench.nodes", "Measures settings of nodes.")
     parser.add_argument("--rate", default="1gbit", help="of the link, as tc writes it")
-    parser.add_argument(
-        "--code", default="import torch; print(torch.zeros(2) + 1)", help="what the image's Python runs"
-    )
+    about_starts(parser)
     parser.add_argument("--only", action="append", type=int, metavar="NUMBER", help="only these, from 1")
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="where images are kept, and taken from if they are there"
-    )
     arguments = parser.parse_args()
-    build = shutil.which(arguments.build)
-    if not build or os.geteuid() != 0:
-        parser.error("this needs the command `build`, and root")
+    build = command_of_root(parser, arguments.build)
     chosen = [item for number, item in enumerate(VARIANTS, 1) if not arguments.only or number in arguments.only]
     with tempfile.TemporaryDirectory(prefix="layerwright-bench-", dir="/var/tmp") as name:
-        images = Images(Path(build).absolute(), arguments.keep or Path(name) / "images", arguments.code, stack_path())
+        images = Images(build, arguments.keep or Path(name) / "images", arguments.code, stack_path())
         images.make(arguments.profile, {item.way.tag for item in chosen}, require("soci-peer"))
         starts: dict[str, list[Start]] = {item.name: [] for item in chosen}
         with link(arguments.rate) as at, registry(at, Path(name) / "registry"):

@@ -6,7 +6,6 @@ is room for it. The peers are those of tests/peers, built on demand, and what is
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from bench.pacing import way
 from bench.peers import manifest_of, plain
 from bench.table import HEAD, line, machine, say
 from bench.watch import Cost
+from bench.words import command, existing, words
 from bench.workplace import Workplace, top_digest, workplace
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # where the peers are known
@@ -178,25 +178,18 @@ def pulls(bench: Bench, kind: str) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.registries", description="Measures registries and peers.")
-    parser.add_argument("profile", nargs="?", type=Path, default=Path("profiles/torch-cuda.yaml"))
-    parser.add_argument("--build", default="build", help="the command to measure")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each push; the median counts")
+    parser = words("bench.registries", "Measures registries and peers.", of="of each push; the median counts")
     parser.add_argument("--registry", action="append", choices=("docker-registry", "olareg"), help="to push to")
     parser.add_argument("--data", type=Path, metavar="DIR", help="where registries keep what they have")
     parser.add_argument("--no-pull", action="store_true", help="leave out the pulls of one large blob")
     arguments = parser.parse_args()
-    build = shutil.which(arguments.build)
-    if not build:
-        parser.error(f"there is no command {arguments.build}: `make bench-registries` installs it")
-    if not arguments.profile.is_file():
-        parser.error(f"there is no profile {arguments.profile}")
+    build, profile = command(parser, arguments.build, "bench-registries"), existing(parser, arguments.profile)
     kinds = arguments.registry or ["docker-registry", "olareg"]
     for kind in kinds:
         if _program(kind) is None:
             parser.error(f"there is no {kind}, and it cannot be built")
 
-    with workplace(os.path.abspath(build), arguments.profile) as work:
+    with workplace(str(build), profile) as work:
         store, layout = work.store(), work.layout()
         say("packing the layers")
         work.publish(store, layout, "--no-attach")
