@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from layouts import Layout
 from world import BUILD, Done, World, everybodys_folder, locked_files, other_user, run
 
+from builder import __version__
 from builder import lock as locks
 from builder.oci.digest import Digest
 from builder.store import Store
@@ -474,6 +476,52 @@ sys.exit(run(["verb"], cli, "x"))
     environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (130, INTERRUPTED)
+
+
+_INTERRUPTED_AT = """
+import os, sys
+moment = sys.argv.pop(1)
+
+def at_import(event, arguments):
+    if event == "import" and arguments[0] == moment:
+        os.kill(os.getpid(), 2)
+
+sys.addaudithook(at_import)
+from builder.cli.entry import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "begun"),
+    [
+        ("builder.cli.main", False),
+        ("click.core", False),
+        ("builder.errors", False),
+        ("builder.interrupts", False),
+        ("builder.cli.context", True),
+        ("builder.profile.model", True),
+    ],
+)
+def test_an_interrupt_before_anything_is_begun(moment: str, begun: bool, tmp_path: Path) -> None:
+    """Its signal ends the program, as it ends any other; from when on something may be half done, it is told."""
+    argv = [sys.executable, "-c", _INTERRUPTED_AT, moment, "schema"]
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    expected = (130, INTERRUPTED) if begun else (-signal.SIGINT, "")
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (expected[0], "", expected[1])
+
+
+def test_who_ignores_interrupts_goes_on_ignoring_them(tmp_path: Path) -> None:
+    """As shells have it for what runs in the background."""
+    argv = ["env", "--ignore-signal=INT", sys.executable, "-c", _INTERRUPTED_AT, "click.core", "--version"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"layerwright, version {__version__}\n")
+
+
+def test_programs_begin_where_interrupts_are_heeded() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert set(project["scripts"].values()) == {"builder.cli.entry:main"}
 
 
 def test_an_interrupt_while_something_is_cleared_away(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The entry point: finds the verb, and is the one place where an error is shown and the process ends."""
+"""Finds the verb, and is the one place where an error is shown and the process ends."""
 
 from __future__ import annotations
 
@@ -122,8 +122,14 @@ def main(command: click.Command | None = None, name: str | None = None) -> None:
     gc.set_threshold(50_000, 20, 20)
     _fill_closed_streams()
     left_alone = signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL  # nohup ignores it: so do we
-    ended_by((signal.SIGTERM,) if left_alone else (signal.SIGTERM, signal.SIGHUP), _interrupt)
-    sys.exit(run(None, command or cli, name))
+    try:
+        ended_by((signal.SIGTERM,) if left_alone else (signal.SIGTERM, signal.SIGHUP), _interrupt)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `builder.cli.entry` leaves it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = run(None, command or cli, name)
+    except KeyboardInterrupt:  # before `run` could catch it, or while it told of another
+        status = _interrupted()
+    sys.exit(status)
 
 
 def _interrupt(*_: object) -> None:

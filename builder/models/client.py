@@ -18,7 +18,7 @@ from pathlib import Path
 
 from builder.errors import BuilderError
 
-ENTRY = "builder.cli.model.program"
+ENTRY = "builder.cli.entry"
 _ROOTS = (
     ENTRY,
     "builder.models",
@@ -41,9 +41,9 @@ _MAIN = b"""import sys
 
 if sys.version_info < (3, 11):
     sys.exit("error: build-model-pull needs Python 3.11 or newer, and this is %d.%d" % sys.version_info[:2])
-from builder.cli.model.program import main
+from builder.cli.entry import pull
 
-main()
+pull()
 """
 _SHEBANG = b"#!/usr/bin/env python3\n"
 _TIME = (1980, 1, 1, 0, 0, 0)
