@@ -17,6 +17,7 @@ from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop
 from builder.registry import referrers as listing
+from builder.registry import tags
 from builder.registry.credentials import Credentials, Keychain
 from builder.registry.download import download
 from builder.registry.reference import Reference
@@ -77,17 +78,19 @@ class Repository:
     def resolve(self, reference: str | None) -> Descriptor:
         """What a tag or digest stands for now; None is what the repository's own reference names, or `latest`.
 
-        Raises `NotFoundError` if there is no such thing.
+        Raises `NotFoundError` if there is no such thing, which names tags that are there.
         """
         wanted = reference or self.reference.wanted
-        data, descriptor = self._session.retrying(self._twice(lambda: self._get(wanted)), self._stop)
-        self._remember(descriptor.digest, data)
-        return descriptor
+        try:
+            return self._resolve(wanted)
+        except NotFoundError as error:
+            told = None if ":" in wanted else tags.advice(self._session, wanted)
+            raise NotFoundError(str(error), hint=told or error.hint) from error
 
     def find(self, tag: str) -> Descriptor | None:
         """What a tag stands for now; None if there is no such tag."""
         try:
-            return self.resolve(tag)
+            return self._resolve(tag)
         except NotFoundError:
             return None
 
@@ -154,7 +157,7 @@ class Repository:
         found: list[str] = []
         url: str | None = self._session.url("tags/list")
         while url is not None:
-            page, url = self._session.retrying(lambda url=url: self._page_of_tags(url), self._stop)  # type: ignore[misc]
+            page, url = self._session.retrying(lambda url=url: tags.page(self._session, url), self._stop)  # type: ignore[misc]
             found += page
         return tuple(found)
 
@@ -262,23 +265,16 @@ class Repository:
 
         return wrapped
 
+    def _resolve(self, wanted: str) -> Descriptor:
+        data, descriptor = self._session.retrying(self._twice(lambda: self._get(wanted)), self._stop)
+        self._remember(descriptor.digest, data)
+        return descriptor
+
     def _remember(self, digest: Digest, data: bytes) -> None:
         with self._guard:
             while len(self._remembered) >= _REMEMBERED:
                 del self._remembered[next(iter(self._remembered))]
             self._remembered[digest] = data
-
-    def _page_of_tags(self, url: str) -> tuple[list[str], str | None]:
-        with self._session.send("GET", url) as answer:
-            link = answer.headers.get("link", "")
-            data = answer.body(MAX_MANIFEST)
-        try:
-            names = json.loads(data)["tags"] or []
-            if not all(isinstance(name, str) for name in names):
-                raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
-            raise TransientError(f"{self}: its list of tags cannot be read") from error
-        return names, listing.next_page(link, url) if link else None
 
 
 _ACCEPT = {"accept": ", ".join(MANIFESTS)}
