@@ -59,6 +59,7 @@ class FaultRegistry:
     lifetime: int | None = 300
     tokens: dict[str, tuple[int, str]] = field(default_factory=dict)
     seen: list[Request] = field(default_factory=list)
+    carried: list[tuple[str, int]] = field(default_factory=list)
     injected: Counter[str] = field(default_factory=Counter)
     connections: int = 0
     guard: threading.Lock = field(default_factory=threading.Lock)
@@ -87,7 +88,9 @@ class Handler(BaseHTTPRequestHandler):
             state.seen.append(request)
         fault = state.decide(request)
         try:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0)) if fault is not _cut else b""
+            body = self.body() if fault is not _cut else b""
+            with state.guard:
+                state.carried.append((request.what, len(body)))
             if fault is not None and fault(self, body):
                 return
             self.handle_well(body)
@@ -95,6 +98,17 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = any  # noqa: N815 - http.server names them
+
+    def body(self) -> bytes:
+        """All that is sent along, at once or in chunks."""
+        if self.headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("content-length") or 0))
+        body = bytearray()
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return bytes(body)
 
     def handle_well(self, body: bytes) -> None:
         if urlsplit(self.path).path == "/token":
@@ -221,7 +235,9 @@ def half_sent(handler: Handler, body: bytes) -> bool:
         return False
     with suppress(OSError), socket.create_connection(_split(handler.server.state.upstream), timeout=10) as raw:
         lines = [f"{handler.command} {handler.path} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in handler.headers.items() if name.lower() != "authorization"]
+        left_out = {"authorization", "content-length", "transfer-encoding"}
+        lines += [f"{name}: {value}" for name, value in handler.headers.items() if name.lower() not in left_out]
+        lines.append(f"Content-Length: {len(body)}")
         raw.sendall("\r\n".join([*lines, "", ""]).encode() + body[: len(body) // 2])
         time.sleep(0.02)
     handler.hang_up()

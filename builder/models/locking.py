@@ -180,7 +180,8 @@ def _base(locked: LockedModel) -> str:
 
 
 def _lock(model: Model, means: Means) -> LockedModel:
-    collected = sources.collect(model.source, _wanted(model), means)
+    published_as_it_is = means if not model.precision else replace(means, early=lambda _: None)
+    collected = sources.collect(model.source, _wanted(model), published_as_it_is)
     files = tuple(map(_locked, collected.files))
     converted = _convert(collected.files, model.precision, model.overflow or "", means) if model.precision else ()
     if converted and scheme_of(model.source) is None:
@@ -200,7 +201,8 @@ def _lock(model: Model, means: Means) -> LockedModel:
         converted=converted,
     )
     published = tuple(map(means.stored, converted)) or collected.files
-    made = encode(published, model_index(published, means.store, means.progress), describe(locked))
+    index = model_index(published, means.store, means.progress, early=means.early)
+    made = encode(published, index, describe(locked))
     return replace(locked, manifest=str(made.manifest.digest))
 
 

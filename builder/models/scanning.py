@@ -32,9 +32,14 @@ class ChangedFileError(BuilderError):
 
 
 def model_index(
-    files: Sequence[LocalModelFile], store: Store | None, progress: Progress, jobs: int = 4, stop: Stop | None = None
+    files: Sequence[LocalModelFile],
+    store: Store | None,
+    progress: Progress,
+    jobs: int = 4,
+    stop: Stop | None = None,
+    early: Callable[[Path], None] = lambda _: None,
 ) -> ModelIndex:
-    """The index of files whose digests are known; those that the store remembers are not read.
+    """The index of files whose digests are known; those that the store remembers are not read, of others `early` is told first.
 
     Raises `ChangedFileError` where the bytes are not those of the digest, and `HeaderError` for a header that lies.
     """
@@ -44,6 +49,7 @@ def model_index(
         with progress.task("index model", sum(local.file.size for local in missing)) as task:
 
             def index(local: LocalModelFile) -> None:
+                early(local.location)
                 scanned = scan(local.location, local.file.path, task.advance, stop)
                 if scanned.file != local.file:
                     raise ChangedFileError(f"{local.location}: its bytes are not those of sha256:{local.file.sha256}")

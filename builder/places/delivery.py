@@ -113,7 +113,8 @@ class Delivery:
         self._started = 0.0
 
     def __enter__(self) -> Self:
-        self._started = time.monotonic()
+        earlier = [sink.target.sending_since for sink in self._sinks if isinstance(sink.target, Remote)]
+        self._started = min([time.monotonic(), *filter(None, earlier)])
         return self
 
     def __exit__(

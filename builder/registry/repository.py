@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from builder.oci.spec import Descriptor
 from builder.parallel import Stop
 from builder.registry import referrers as listing
 from builder.registry import tags
+from builder.registry.ahead import Ahead
 from builder.registry.credentials import Credentials, Keychain
 from builder.registry.download import download
 from builder.registry.reference import Reference
@@ -70,6 +72,9 @@ class Repository:
         self._guard = threading.Lock()
         self._listing = threading.Lock()
         self._remembered: dict[Digest, bytes] = {}
+        self._ahead: dict[str, Ahead] = {}
+        self.sending_since: float | None = None
+        """When the first blob was begun whose digest was not known, by the monotonic clock."""
         self._prepared: set[object] = set()
 
     def __str__(self) -> str:
@@ -161,6 +166,10 @@ class Repository:
             found += page
         return tuple(found)
 
+    def tags_like(self, tag: str, count: int) -> list[str]:
+        """So many tags whose names are most like `tag`, the nearest first, of the first hundred; one request finds them."""
+        return tags.nearest(tag, tags.some(self._session)[0], count)
+
     def has(self, descriptor: Descriptor) -> bool:
         """Whether a blob is there; or a manifest, if the media type is one of `MANIFESTS`."""
         if descriptor.media_type in MANIFESTS:
@@ -189,10 +198,23 @@ class Repository:
 
         Raises `DamagedBlobError` if the bytes given are not those of the digest.
         """
-        upload = Upload(
-            self._session, descriptor, open, path, self._mounts(descriptor.digest), self._advance, self._stop
-        )
-        return upload.run()
+        mounts = self._mounts(descriptor.digest)
+        ahead = self._taken_ahead(path, descriptor.size)
+        return Upload(self._session, descriptor, open, path, mounts, self._advance, self._stop, ahead).run()
+
+    def ahead(self, path: Path, size: int) -> Ahead:
+        """The upload of a large file whose digest is not known yet. The caller lets it `run`, in a thread; `put_blob` of the same
+        `path` goes on with it, and the caller drops it if that is not called."""
+        ahead = Ahead(self._session, path, size)
+        with self._guard:
+            self._ahead[os.path.realpath(path)] = ahead
+            self.sending_since = self.sending_since or ahead.since
+        return ahead
+
+    def _taken_ahead(self, path: Path | None, size: int) -> Ahead | None:
+        with self._guard:
+            found = self._ahead.pop(os.path.realpath(path), None) if path is not None and self._ahead else None
+        return found if found is not None and found.size == size else None
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
         """The manifest or index is there afterwards; with `tag`, the tag stands for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 from builder.client import TransientError
 from builder.errors import BuilderError
@@ -33,19 +34,32 @@ def page(session: Session, url: str, patience: float | None = None) -> tuple[lis
     return names, next_page(link, url) if link else None
 
 
+def some(session: Session) -> tuple[list[str], bool]:
+    """The first hundred tags at most, and whether there are more; signatures and the like are none. One request finds them."""
+    listed, more = page(session, session.url(f"tags/list?n={_ASKED}"), _PATIENCE)
+    names = [name for name in listed[:_ASKED] if _TAG.fullmatch(name) and not _COMPANION.fullmatch(name)]
+    return names, more is not None or len(listed) > _ASKED
+
+
+def nearest(wanted: str, names: Sequence[str], count: int) -> list[str]:
+    """So many of the names that are most like the one that is wanted, the nearest first."""
+    from difflib import get_close_matches  # it takes long to import, and few need it
+
+    return get_close_matches(wanted, names, count, 0.0)
+
+
 def advice(session: Session, wanted: str) -> str | None:
     """What to say to somebody who asked for a tag that is not there: the nearest of the first hundred that are. One request
     finds them; None where it does not."""
     try:
-        listed, more = page(session, session.url(f"tags/list?n={_ASKED}"), _PATIENCE)
+        names, more = some(session)
     except BuilderError:
         return None
-    names = [name for name in listed[:_ASKED] if _TAG.fullmatch(name) and not _COMPANION.fullmatch(name)]
     if not names:
         return None
-    from difflib import get_close_matches  # it takes long to import, and few need it
+    from difflib import get_close_matches
 
-    near = get_close_matches(wanted, names, _SHOWN, 0.0)
+    near = nearest(wanted, names, _SHOWN)
     meant = f"did you mean {near[0]}? " if get_close_matches(wanted, near, 1) else ""
-    others = " and more" if more or len(listed) > _ASKED or len(names) > len(near) else ""
+    others = " and more" if more or len(names) > len(near) else ""
     return f"{meant}there {'are' if others or len(near) > 1 else 'is'} {', '.join(near)}{others}"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlencode
 
 from builder.client import Answer, Body, NotFoundError, TransientError
@@ -18,6 +18,9 @@ from builder.oci.spec import Descriptor
 from builder.parallel import Stop
 from builder.registry.auth import DeniedError
 from builder.registry.session import DeniedElsewhereError, RegistryError, Session
+
+if TYPE_CHECKING:
+    from builder.registry.ahead import Ahead
 
 CHUNK = 64 << 20
 _SMALLEST_CHUNK = 1 << 20
@@ -61,7 +64,8 @@ class Upload:
     """Brings one blob into a repository.
 
     `open` gives its bytes from the start; `path` is the same as a file. `mounts` are repositories of the registry that
-    may have it. `advance` is told of each byte sent, and takes bytes back that have to be sent again.
+    may have it. `advance` is told of each byte sent, and takes bytes back that have to be sent again. `ahead` is what was sent
+    of the same file before its digest was known.
     """
 
     def __init__(
@@ -73,9 +77,11 @@ class Upload:
         mounts: Iterable[str],
         advance: Callable[[int], None],
         stop: Stop,
+        ahead: Ahead | None = None,
     ) -> None:
         self._session = session
         self._descriptor = descriptor
+        self._ahead = ahead
         self._path = path
         self._open = open if path is None else lambda: path.open("rb", buffering=0)
         self._mounts = tuple(mounts)[:_MAX_MOUNTS]
@@ -90,6 +96,7 @@ class Upload:
     def run(self) -> Outcome:
         """The blob is in the repository. Raises `FetchError`, or `DamagedBlobError` if ours is not what it should be."""
         if has(self._session, "blobs", self._descriptor):
+            self._drop_ahead()
             return Outcome.PRESENT
         patience = self._session.patience(self._stop)
         tried = False
@@ -112,8 +119,13 @@ class Upload:
     def _attempt(self) -> Outcome:
         if self._location is not None:
             self._recover()
-        if self._location is None and self._begin():
+        elif self._mounted():
+            self._drop_ahead()
             return Outcome.MOUNTED
+        elif self._ahead is not None and self._take_over(self._ahead):
+            return Outcome.MOVED
+        if self._location is None:
+            self._begin()
         if self._chunk is None and self._offset == 0:
             try:
                 self._send_whole()
@@ -131,20 +143,44 @@ class Upload:
         self._close()
         return Outcome.MOVED
 
-    def _begin(self) -> bool:
-        """Starts an upload; true if a mount made that needless."""
+    def _mounted(self) -> bool:
+        """Whether another repository had it; each is tried once."""
+        mounts, self._mounts = self._mounts, ()
+        own = self._session.reference.repository
+        return any(self._mount(repository) for repository in mounts if repository != own)
+
+    def _take_over(self, ahead: Ahead) -> bool:
+        """Whether all of it was sent ahead, and has its name now; else goes on from what came."""
+        begun = ahead.taken(self._advance, self._stop)
+        self._ahead = None
+        if begun is None:
+            return False
+        self._cancel()  # a mount that was refused may have begun another
+        self._location, complete = begun
+        try:
+            if complete:
+                self._offset = self._descriptor.size
+                self._close()
+                return True
+            self._recover()
+        except TransientError:
+            raise
+        except FetchError:
+            self._cancel()
+        return False
+
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.drop()
+
+    def _begin(self) -> None:
+        """Starts an upload."""
         self._advance(-self._offset)
         self._offset = 0
-        mounts, self._mounts = self._mounts, ()  # they are tried once
-        for repository in mounts:
-            if repository != self._session.reference.repository and self._mount(repository):
-                return True
-        if self._location is None:
-            with self._session.send(
-                "POST", self._session.url("blobs/uploads/"), {"content-length": "0"}, b"", accept=(202,)
-            ) as answer:
-                self._started(answer)
-        return False
+        with self._session.send(
+            "POST", self._session.url("blobs/uploads/"), {"content-length": "0"}, b"", accept=(202,)
+        ) as answer:
+            self._started(answer)
 
     def _mount(self, repository: str) -> bool:
         query = urlencode({"mount": str(self._descriptor.digest), "from": repository}, safe=":/")
@@ -199,16 +235,16 @@ class Upload:
                 ) as answer,
             ):
                 self._location = self._session.location(answer)
-                reached = _reached(answer)
-                if reached is None or reached == end:
+                arrived = reached(answer)
+                if arrived is None or arrived == end:
                     self._offset, self._sent = end, 0
                     return
-                if not start <= reached < end:
+                if not start <= arrived < end:
                     self._cancel()
-                    raise TransientError(f"{self._name}: the registry says that it has {reached} bytes of {end} sent")
+                    raise TransientError(f"{self._name}: the registry says that it has {arrived} bytes of {end} sent")
                 self._take_back()
-                self._advance(reached - start)
-                self._offset = reached
+                self._advance(arrived - start)
+                self._offset = arrived
         except RegistryError as error:
             if error.status != 413 or self._chunk <= _SMALLEST_CHUNK:
                 raise
@@ -262,18 +298,18 @@ class Upload:
         assert self._location is not None
         try:
             with self._session.send("GET", self._location, accept=(204, 200, 202)) as answer:
-                reached = _reached(answer)
+                arrived = reached(answer)
                 location = self._session.location(answer) if answer.headers.get("location") else self._location
         except TransientError:
             raise
         except FetchError:
-            reached = None
-        if reached is None or reached > self._descriptor.size:
+            arrived = None
+        if arrived is None or arrived > self._descriptor.size:
             self._cancel()
             self._offset = 0
             return
-        self._advance(reached - self._offset)
-        self._location, self._offset = location, reached
+        self._advance(arrived - self._offset)
+        self._location, self._offset = location, arrived
 
     def _note_failure(self) -> None:
         """What breaks again and again in one request may pass in parts."""
@@ -329,7 +365,7 @@ class Upload:
                     self._advance(count)
 
 
-def _reached(answer: Answer) -> int | None:
+def reached(answer: Answer) -> int | None:
     """How many bytes a registry says that it has. `0-0` is none, since that is how it has to be said."""
     match = _RANGE.fullmatch(answer.headers.get("range", "").strip())
     if not match:

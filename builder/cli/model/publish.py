@@ -19,15 +19,19 @@ from builder.cli.report import delivery_document, delivery_lines
 from builder.errors import BuilderError, UsageError
 from builder.models.artifact import EncodedModel, encode
 from builder.models.describe import PRECISIONS, Description
+from builder.models.early import Early
 from builder.models.image import ModelImage, image_of, publish_image
 from builder.models.locking import describe, lock_models, materialise
 from builder.models.publish import publish as publish_model
 from builder.models.scanning import model_index
+from builder.models.sources import Means
 from builder.models.values import INDEX_PATH
 from builder.oci.digest import Digest
+from builder.oci.layout import Layout
 from builder.places.delivery import Delivered, Sink
-from builder.places.destination import DEFAULT_TAG, ArchiveFile, Destination, is_tag
-from builder.places.opening import open_sinks, open_source
+from builder.places.destination import DEFAULT_TAG, Destination, is_tag
+from builder.places.opening import open_sinks
+from builder.places.remote import Remote
 from builder.profile import Model
 from builder.profile.models import scheme_of
 from builder.progress import counted
@@ -100,23 +104,23 @@ def publish(
         licenses=licenses,
     )
     words = {key: value for key, value in said.items() if value}
-    with context.store.in_use():
-        made = _made(model, root, context, words, dict(map(_annotation, annotations)))
-        _tell_what_moves(places, made.manifest.digest, context)
-        sinks = open_sinks(places, context, mount_from)
-        published = publish_model(made, sinks, context.progress, context.settings.jobs, store=context.store)
+    sinks = open_sinks(places, context, mount_from)
+    jobs = context.settings.jobs
+    # what somebody knows to be there, to be mounted, is not worth a byte
+    with context.store.in_use(), Early(sinks, 0 if mount_from else jobs) as early:
+        means = replace(means_of(context, root), early=early.begin)
+        made = _made(model, means, jobs, words, dict(map(_annotation, annotations)))
+        _tell_what_moves(sinks, made.manifest.digest, context)
+        published = publish_model(made, sinks, context.progress, jobs, store=context.store)
         image, also = _published_image(made, open_sinks(second, context, mount_from), context)
     _report(context, made, image, published, also, form)
 
 
-def _made(
-    model: Model, root: Path, context: Context, words: dict[str, str], annotations: dict[str, str]
-) -> EncodedModel:
-    means = means_of(context, root)
+def _made(model: Model, means: Means, jobs: int, words: dict[str, str], annotations: dict[str, str]) -> EncodedModel:
     (locked,) = lock_models([model], {}, means)
     files = materialise(model, locked, means)
     description: Description = replace(describe(locked), annotations=annotations, **words)  # type: ignore[arg-type]
-    return encode(files, model_index(files, context.store, context.progress, context.settings.jobs), description)
+    return encode(files, model_index(files, means.store, means.progress, jobs), description)
 
 
 def _published_image(
@@ -171,16 +175,14 @@ def _of_image(named: Destination) -> Destination:
     return named.tagged(tag)
 
 
-def _tell_what_moves(places: Sequence[Destination], digest: Digest, context: Context) -> None:
+def _tell_what_moves(sinks: Sequence[Sink], digest: Digest, context: Context) -> None:
     """Says which tags stand for something else now: nobody overwrites one without hearing of it."""
-    for named in places:
-        if isinstance(named, ArchiveFile):
-            continue
-        with suppress(BuilderError):  # what is wrong with the place is told when it is written to
-            source, tag = open_source(named, context)
-            before = source.find(tag) if tag else None
-            if before is not None and before.digest != digest:
-                context.progress.note(f"{named}: stood for {before.digest}")
+    for sink in sinks:
+        for tag in sink.tags:
+            with suppress(BuilderError):  # what is wrong with the place is told when it is written to
+                before = sink.target.find(tag) if isinstance(sink.target, Layout | Remote) else None
+                if before is not None and before.digest != digest:
+                    context.progress.note(f"{sink.name}:{tag}: stood for {before.digest}")
 
 
 def _report(

@@ -38,7 +38,8 @@ class Wanted:
 @dataclass(frozen=True)
 class Means:
     """What sources use: paths are relative to `root`; `fetcher` makes one for origins, with this client if one is given;
-    `open_source` opens a registry's repository by its reference; `origins` is where the configuration says origins are."""
+    `open_source` opens a registry's repository by its reference; `origins` is where the configuration says origins are; `early` is
+    told, from any thread, of a file that will be published before it is read for its digests."""
 
     root: Path
     store: Store
@@ -50,6 +51,7 @@ class Means:
     origins: Mapping[str, tuple[str, ...]]
     progress: Progress
     offline: bool = False
+    early: Callable[[Path], None] = lambda _: None
 
     def online(self, what: str) -> None:
         """Raises `OfflineError` where the network may not be used."""

@@ -29,7 +29,8 @@ _COPY = "copy the file it stands for, or exclude it"
 
 def collect(text: str, wanted: Wanted, means: Means) -> Collected:
     """The files of a folder, or the one file; they stay where they are."""
-    return Collected(text.rstrip("/") or ".", scan(means.root, text, wanted, means.store, means.progress))
+    found = scan(means.root, text, wanted, means.store, means.progress, means.early)
+    return Collected(text.rstrip("/") or ".", found)
 
 
 def bring(text: str, locked: LockedModel, files: Sequence[LockedModelFile], means: Means) -> tuple[LocalModelFile, ...]:
@@ -41,9 +42,16 @@ def bring(text: str, locked: LockedModel, files: Sequence[LockedModelFile], mean
     )
 
 
-def scan(root: Path, text: str, wanted: Wanted, store: Store | None, progress: Progress) -> tuple[LocalModelFile, ...]:
+def scan(
+    root: Path,
+    text: str,
+    wanted: Wanted,
+    store: Store | None,
+    progress: Progress,
+    early: Callable[[Path], None] = lambda _: None,
+) -> tuple[LocalModelFile, ...]:
     """What the source `text` below `root` holds now, sorted by path. What the store remembers of a file by its place, size and
-    times is not read again.
+    times is not read again; of others `early` is told first.
 
     Symlinks to files of the same folder are followed; others, devices and unreadable files are errors.
     """
@@ -52,7 +60,7 @@ def scan(root: Path, text: str, wanted: Wanted, store: Store | None, progress: P
         _check_inside(root, top, text)
         places = dict(_walk(top, "", wanted)) if top.is_dir() else {top.name: Path(os.path.realpath(top, strict=True))}
         paths = select(places, wanted, f"models: {text}")
-        return _hashed({path: places[path] for path in paths}, store, progress)
+        return _hashed({path: places[path] for path in paths}, store, progress, early)
     except OSError as error:
         where = os.path.relpath(error.filename, root) if isinstance(error.filename, str) else text
         raise BuilderError(f"models: {where}: {error.strerror or error}", hint=missing_hint(text)) from error
@@ -111,7 +119,9 @@ def _followed(top: Path, relative: str) -> Path:
     return real
 
 
-def _hashed(places: dict[str, Path], store: Store | None, progress: Progress) -> tuple[LocalModelFile, ...]:
+def _hashed(
+    places: dict[str, Path], store: Store | None, progress: Progress, early: Callable[[Path], None]
+) -> tuple[LocalModelFile, ...]:
     for path, place in places.items():
         if not stat.S_ISREG(place.stat().st_mode):
             raise BuilderError(f"models: {path!r} is neither a file, a folder nor a symlink", hint=_COPY)
@@ -121,6 +131,7 @@ def _hashed(places: dict[str, Path], store: Store | None, progress: Progress) ->
         with progress.task("read models", sum(places[path].stat().st_size for path in missing)) as task:
 
             def read(path: str) -> None:
+                early(places[path])
                 found[path] = _read(places[path], path, store, task.advance)
 
             for error in for_each(read, missing, _THREADS, Stop()):
