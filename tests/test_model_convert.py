@@ -169,6 +169,36 @@ def test_every_number_is_rounded_as_numpy_rounds_it(
     assert np.array_equal(got[~np.isnan(got)].view(np.uint16), expected[~np.isnan(expected)].view(np.uint16))
 
 
+@pytest.mark.parametrize(("precision", "target"), CASTS)
+def test_all_that_lies_between_two_numbers_of_the_target(tmp_path: Path, precision: Precision, target: Any) -> None:
+    """Every number of `F16` and `BF16` below 32768, the middle between it and the next, and what is beside that."""
+    numbers = np.arange(0x7800 if precision == "fp16" else 0x4700, dtype=np.uint16).view(target).astype(np.float32)
+    middles = (numbers[:-1] + numbers[1:]) / 2
+    beside = [np.nextafter(middles, np.float32(end)) for end in (0, np.inf)]
+    magnitudes = np.concatenate([numbers, middles, *beside])
+    source = np.stack([magnitudes, -magnitudes])
+    done = conversion(model(tmp_path / "in", {"m.safetensors": {"w": source}}), precision, tmp_path / "out")
+    got = tensors(tmp_path / "out/m.safetensors")["w"]
+    assert np.array_equal(got.view(np.uint16), source.astype(target).view(np.uint16))
+    assert done.errors.largest == np.abs(got.astype(np.float32) - source).max()
+
+
+@pytest.mark.parametrize(("precision", "target"), CASTS)
+def test_the_largest_error_is_that_of_all_numbers(tmp_path: Path, precision: Precision, target: Any) -> None:
+    """Also where blocks are passed over whose numbers are too small for it; wherever it is, and on either side of 0."""
+    falling = -np.sort(-np.abs(normal(800, 1000)))
+    sources = {"fall.weight": falling, "rise.weight": -falling[::-1], "mixed.weight": normal(500, 1000)}
+    largest = np.abs(sources["mixed.weight"]).max()
+    sources["large.weight"] = sources["mixed.weight"] * (60_000 / largest)  # another way to F16 in some blocks
+    done = conversion(model(tmp_path / "in", {"m.safetensors": sources}), precision, tmp_path / "out", jobs=1)
+    for tensor in done.converted[0].tensors:
+        source = sources[tensor.name]
+        away = source.astype(target).astype(np.float64) - source
+        assert tensor.errors.largest == np.abs(away).max(), tensor.name
+        sqnr = 10 * np.log10(np.square(source, dtype=np.float64).sum() / np.square(away).sum())
+        assert tensor.errors.sqnr == pytest.approx(sqnr, rel=1e-6)
+
+
 def _raw(path: Path, arrays: Arrays) -> LocalModelFile:
     """A file with BF16 tensors, which the library's numpy side does not write."""
     header: dict[str, object] = {}

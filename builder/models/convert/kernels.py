@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from builder.models.convert.memory import pages
 from builder.models.convert.report import Errors
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -30,6 +31,12 @@ _PIECE = 1 << 16
 """Elements at a time: what fits the caches of a core."""
 _PIECE_OF_HALF = 1 << 15
 """The same, where more is kept beside them."""
+_SIXTEEN, _SIGN, _EXPONENT = np.array(16, np.uint32), np.array(0x8000, np.uint16), np.array(0x7F80, np.uint16)
+_EXPONENTS = np.array((1 << 16) + (1 << 3), np.uint32)
+"""What puts the exponent of the upper half of a float32 where float32 has it, and where `F16` has it, too."""
+_OFFSETS = np.array((13 << 23) - (_SMALLEST_NORMAL >> 13), np.uint32)
+_SUMMED = 1 << 13
+"""As many products are added up by BLAS at once; from 10000 it would start threads beside ours."""
 _spare = threading.local()
 
 
@@ -64,11 +71,20 @@ def floats(raw: Any, dtype: str) -> Floats:
 
 
 @np.errstate(all="ignore")
-def cast(raw: Any, dtype: str, target: str, out: Any, *, clamp: bool) -> Errors:
-    """Writes bytes of `dtype` as bytes of `target`, `F16` or `BF16`, to `out`. Raises `DoesNotFitError` unless `clamp`."""
+def cast(raw: Any, dtype: str, target: str, out: Any, *, clamp: bool, known: float = 0.0) -> Errors:
+    """Writes bytes of `dtype` as bytes of `target`, `F16` or `BF16`, to `out`. Raises `DoesNotFitError` unless `clamp`.
+
+    `known` is the largest error of the same tensor so far: the answer has it where there is no larger one.
+    """
     numbers = floats(raw, dtype)
     written = np.frombuffer(out, "<u2")
-    errors = Errors()
+    if target == "F16" and numbers.dtype == np.float32:
+        halves: _Halves | None = getattr(_spare, "halves", None)
+        if halves is None:
+            halves = _spare.halves = _Halves()
+        if found := halves(numbers, written, known):
+            return found
+    errors = Errors(known)
     piece = _PIECE_OF_HALF if target == "F16" else _PIECE
     for start in range(0, len(numbers), piece):
         errors += _cast(numbers[start : start + piece], written[start : start + piece], target, clamp)
@@ -141,10 +157,6 @@ def pack(out: Any, columns: int) -> Any:
 
 
 def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -> Errors:
-    if target == "F16" and part.dtype == np.float32:
-        found = _to_half(part, out)
-        if found is not None:
-            return found
     clamped = unbounded = 0
     if not max(part.max(), -part.min()) < _OVERFLOWS[target]:  # so that it is also true of no number
         bounded = np.isfinite(part)
@@ -162,80 +174,77 @@ def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -
     return Errors(found.largest, found.signal, found.noise, clamped, unbounded)
 
 
-def _to_half(part: Floats, out: npt.NDArray[np.uint16]) -> Errors | None:
-    """Writes float32 as `F16` to `out`; None, and nothing useful there, where a number is near the end of `F16` or beyond.
+class _Halves:
+    """float32 to `F16`, a piece at a time, with the fewest and the cheapest steps that numpy has for it.
 
-    To a number with the exponent e, 2**(e + 13) is added: what is left of it in float32 then are the bits that `F16` has, as the
-    processor rounds. Of numbers below 2**-14, the smallest with all bits, e is that of the smallest. There is little
-    arithmetic on 32 bits and much on 16, which takes a quarter of the time.
+    To a number with the exponent e, 2**(e + 13) of the same sign is added: what is left of it in float32 then are the bits that
+    `F16` has, as the processor rounds. Of numbers below 2**-14, the smallest with all bits, e is that of the smallest. The
+    lower bits of what is added begin not at 0 but at what the exponent is in `F16`, so that the sum's lower half is
+    the result but for its sign. One multiplication makes all of that of the upper half of the number.
     """
-    bits = np.ascontiguousarray(part, "<f4").view(np.uint32)
-    wide, near = _scratch("wide", len(bits), np.uint32), _scratch("near", len(bits), np.float32)
-    added, sign = _scratch("added", len(bits), np.uint32), _scratch("sign", len(bits), np.uint16)
-    exponent = _scratch("exponent", len(bits), np.uint16)
-    np.right_shift(bits, 16, out=wide)
-    np.copyto(sign, wide, casting="unsafe")
-    np.bitwise_and(sign, 0x7FFF, out=exponent)
-    if not len(bits) or exponent.max() >= _INFINITE >> 16:
-        return None
-    np.bitwise_and(exponent, 0x7F80, out=exponent)
-    np.maximum(exponent, _SMALLEST_NORMAL >> 16, out=exponent)
-    np.add(exponent, 13 << 7, out=exponent)
-    np.copyto(added, exponent)
-    np.left_shift(added, 16, out=added)
-    np.bitwise_and(bits, 0x7FFFFFFF, out=wide)
-    magnitude, power = wide.view(np.float32), added.view(np.float32)
-    np.add(magnitude, power, out=near)
-    np.copyto(out, near.view(np.uint32), casting="unsafe")
-    np.left_shift(exponent, 3, out=exponent)
-    np.subtract(exponent, (_SMALLEST_NORMAL >> 13) + (13 << 10) & 0xFFFF, out=exponent)
-    np.add(out, exponent, out=out)
-    np.bitwise_and(sign, 0x8000, out=sign)
-    np.bitwise_or(out, sign, out=out)
-    np.subtract(near, power, out=near)
-    np.subtract(near, magnitude, out=near)
-    return Errors(float(max(near.max(), -near.min())), _power(part), _power(near))
+
+    def __init__(self) -> None:
+        upper, exponent, smallest = (np.frombuffer(pages(_PIECE_OF_HALF * 2), np.uint16) for _ in range(3))
+        added, near = (np.frombuffer(pages(_PIECE_OF_HALF * 4), dtype) for dtype in (np.uint32, np.float32))
+        smallest[:] = _SMALLEST_NORMAL >> 16  # for numpy is slow at the maximum of an array and a number
+        self._memory = (upper, exponent, smallest, added, added.view(np.float32), near, near.view(np.uint32))
+
+    def __call__(self, numbers: Floats, out: npt.NDArray[np.uint16], known: float) -> Errors | None:
+        """Writes float32 as `F16` to `out`; None, and nothing useful there, where a number is near the end of `F16` or beyond.
+
+        The largest error is not looked for where it cannot be larger than `known`, which is given instead.
+        """
+        signal = noise = 0.0
+        for start in range(0, len(numbers), _PIECE_OF_HALF):
+            part = numbers[start : start + _PIECE_OF_HALF]
+            top, far = self._convert(part, out[start : start + _PIECE_OF_HALF])
+            if top >= _INFINITE >> 23:
+                return None
+            if known < 2.0 ** (max(top, _SMALLEST_NORMAL >> 23) - 127 - 11):
+                known = max(known, float(far.max()), -float(far.min()))
+            signal, noise = signal + _power(part), noise + _power(far)
+        return Errors(known, signal, noise)
+
+    def _convert(self, part: Floats, out: npt.NDArray[np.uint16]) -> tuple[int, Floats]:
+        """The largest exponent, and how far each number is."""
+        memory: Any = self._memory
+        if len(part) < _PIECE_OF_HALF:
+            memory = [each[: len(part)] for each in memory]
+        upper, exponent, smallest, bits, power, near, sums = memory
+        np.right_shift(part.view(np.uint32), _SIXTEEN, out=upper, casting="unsafe")
+        np.bitwise_and(upper, _EXPONENT, out=exponent)
+        top = int(exponent.max()) >> 7
+        np.maximum(exponent, smallest, out=exponent)
+        np.bitwise_and(upper, _SIGN, out=upper)
+        np.bitwise_or(exponent, upper, out=exponent)
+        np.copyto(bits, exponent)
+        np.multiply(bits, _EXPONENTS, out=bits)
+        np.add(bits, _OFFSETS, out=bits)
+        np.add(part, power, out=near)
+        np.copyto(out, sums, casting="unsafe")
+        np.bitwise_or(out, upper, out=out)
+        np.subtract(near, power, out=near)
+        np.subtract(near, part, out=near)
+        return top, near
 
 
 def _round(part: Floats, out: npt.NDArray[np.uint16], target: str) -> npt.NDArray[np.float32]:
     """Writes `part` as `target` to `out`; returns what was written, as numbers that may be changed."""
-    if target == "F16" and part.dtype == np.float64:
-        return _half(part, out)  # at once: twice would round twice
-    dropped = 13 if target == "F16" else 16
+    if target == "F16":
+        half = out.view("<f2")
+        half[...] = part
+        return half.astype(np.float32)
     bits = np.ascontiguousarray(part, "<f4").view(np.uint32)
     near, other = _scratch("near", len(bits), np.uint32), _scratch("other", len(bits), np.uint32)
-    np.right_shift(bits, dropped, out=near)
+    np.right_shift(bits, 16, out=near)
     np.bitwise_and(near, 1, out=near)
-    np.add(near, (1 << dropped - 1) - 1, out=near)
+    np.add(near, 0x7FFF, out=near)
     np.add(near, bits, out=near)
-    np.bitwise_and(near, 0xFFFFFFFF >> dropped << dropped, out=near)
-    np.right_shift(near, dropped, out=other)
+    np.bitwise_and(near, 0xFFFF0000, out=near)
+    np.right_shift(near, 16, out=other)
     np.copyto(out, other, casting="unsafe")
-    if target == "F16":
-        sign = _scratch("sign", len(bits), np.uint16)
-        np.right_shift(bits, 16, out=other)
-        np.copyto(sign, other, casting="unsafe")
-        np.bitwise_and(sign, 0x8000, out=sign)
-        np.subtract(out, 0xC000, out=out)  # the exponent counts from 15 and no longer from 127
-        np.bitwise_and(out, 0x7FFF, out=out)
-        np.bitwise_or(out, sign, out=out)
-        np.bitwise_and(bits, 0x7FFFFFFF, out=other)
-        np.subtract(other, _SMALLEST_NORMAL, out=other)  # what is smaller wraps around
-        beyond = np.greater_equal(other, _INFINITE - _SMALLEST_NORMAL, out=_scratch("beyond", len(bits), np.bool_))
-        others = np.flatnonzero(beyond)
-        if len(others):
-            halves = np.empty(len(others), "<u2")
-            near[others] = _half(bits.view(np.float32)[others], halves).view(np.uint32)
-            out[others] = halves
     written: npt.NDArray[np.float32] = near.view(np.float32)
     return written
-
-
-def _half(part: Floats, out: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """numpy's own way to `F16`; before numpy 2.4 it was several times slower than `_round`."""
-    half = out.view("<f2")
-    half[...] = part
-    return half.astype(np.float32)
 
 
 def _errors(part: Floats, near: npt.NDArray[np.float32]) -> Errors:
@@ -251,7 +260,10 @@ def _errors(part: Floats, near: npt.NDArray[np.float32]) -> Errors:
 
 
 def _power(numbers: Floats) -> float:
-    return float(np.einsum("i,i->", numbers, numbers))  # np.dot would start BLAS's threads beside ours
+    """The sum of the squares of numbers that lie side by side."""
+    whole = len(numbers) // _SUMMED * _SUMMED
+    rows, rest = numbers[:whole].reshape(-1, _SUMMED), numbers[whole:]
+    return float(np.matmul(rows[:, None], rows[:, :, None]).sum()) + float(np.dot(rest, rest))
 
 
 def _scratch(name: str, count: int, dtype: Any) -> Any:
@@ -259,6 +271,6 @@ def _scratch(name: str, count: int, dtype: Any) -> Any:
     size = count * np.dtype(dtype).itemsize
     memory: npt.NDArray[np.uint8] | None = getattr(_spare, name, None)
     if memory is None or len(memory) < size:
-        memory = np.empty(size, np.uint8)
+        memory = np.frombuffer(pages(size), np.uint8)
         setattr(_spare, name, memory)
     return memory[:size].view(dtype)

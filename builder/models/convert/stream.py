@@ -1,7 +1,8 @@
 """One file converted: stretches of it read, converted and written by worker processes, and hashed as far as they are there.
 
-A worker has a few blocks of 2 MiB in memory, whatever the size of the file and of its tensors. Threads will not do: between its
-calls of numpy, which are short, it is Python that runs.
+A worker has a few blocks in memory, whatever the size of the file and of its tensors, so small that they stay in the cache of
+a core from when they are read until they are written. Threads will not do: between its calls of numpy, which are short, it
+is Python that runs.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 from builder import workers
 from builder.errors import BuilderError
+from builder.models.convert.memory import pages
 from builder.models.convert.outputs import Output, encode_header
 from builder.models.convert.report import ConvertedTensor, Errors
 from builder.models.formats.safetensors import BITS
 from builder.models.values import BadModelError, LocalModelFile, ModelFile
 from builder.oci import files
 
-BLOCK = 2 << 20
+BLOCK = 256 << 10
 """Bytes of a source tensor that are converted at a time; a row of a matrix is never split."""
 _STRETCH = 8 << 20
 """Bytes of the source that a worker is given at a time."""
@@ -52,7 +54,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Blocks that one worker converts, one after the other; in the target they end at `end`."""
+    """Large blocks that one worker converts, one after the other; in the target they end at `end`."""
 
     number: int
     blocks: tuple[_Block, ...]
@@ -128,17 +130,18 @@ class _Conversion:
         self._name = name
         self._clamp = clamp
         # Used again: to give memory back to the system and get it anew would take as long as the conversion.
-        self._raw = bytearray()
-        self._out = bytearray()
+        self._raw = self._out = memoryview(b"")
 
     def __call__(self, stretch: _Stretch, advance: Callable[[int], None]) -> tuple[int, dict[str, Errors]]:
         errors: dict[str, Errors] = {}
-        for block in stretch.blocks:
-            raw = self._read(block)
-            data, found = (raw, Errors()) if block.output.making == "copy" else self._converted(raw, block)
-            self.put(data, block.at)
+        for block in chain.from_iterable(_cut(block, BLOCK) for block in stretch.blocks):
             name = block.output.source.name
-            errors[name] = errors.get(name, Errors()) + found
+            before = errors.get(name, Errors())
+            raw = self._read(block)
+            copied = block.output.making == "copy"
+            data, found = (raw, Errors()) if copied else self._converted(raw, block, before.largest)
+            self.put(data, block.at)
+            errors[name] = before + found
             advance(block.length)
         return stretch.number, errors
 
@@ -159,7 +162,7 @@ class _Conversion:
 
     def _read(self, block: _Block) -> memoryview:
         self._raw = _at_least(self._raw, block.length)
-        raw, at = memoryview(self._raw)[: block.length], block.start
+        raw, at = self._raw[: block.length], block.start
         while at < block.start + block.length:
             count = os.preadv(self._source, [raw[at - block.start :]], at)
             if not count:
@@ -167,7 +170,7 @@ class _Conversion:
             at += count
         return raw
 
-    def _converted(self, raw: memoryview, block: _Block) -> tuple[Any, Errors]:
+    def _converted(self, raw: memoryview, block: _Block, known: float) -> tuple[Any, Errors]:
         # Here, and not before there are workers: numpy has threads, which a fork would lose.
         from builder.models.convert import kernels
 
@@ -176,10 +179,10 @@ class _Conversion:
             return struct.pack("<2q", *tensor.shape), Errors()
         size = block.length * 16 // BITS[tensor.dtype]  # two bytes an element; a step takes one
         self._out = _at_least(self._out, size)
-        out = memoryview(self._out)[:size]
+        out = self._out[:size]
         try:
             if output.making == "cast":
-                return out, kernels.cast(raw, tensor.dtype, output.dtype, out, clamp=self._clamp)
+                return out, kernels.cast(raw, tensor.dtype, output.dtype, out, clamp=self._clamp, known=known)
             numbers = kernels.floats(raw, tensor.dtype).reshape(-1, tensor.shape[1])
             steps = out[: numbers.size]
             scales, errors = kernels.quantise(numbers, tensor.dtype, steps)
@@ -236,7 +239,7 @@ class _Hashing:
             self._thread.join()
 
     def _run(self) -> None:
-        at, memory = 0, memoryview(bytearray(BLOCK))
+        at, memory = 0, pages(BLOCK)
         try:
             while (end := self._orders.get()) is not None:
                 while at < end:
@@ -269,17 +272,24 @@ def _blocks(made: Sequence[Output], at: int) -> Iterator[_Block]:
         size = tensor.end - tensor.start
         if output.making == "shape":
             yield _Block(output, tensor.start, 0, place)
-        elif output.making != "scale":
-            unit = _unit(output)
-            step = max(BLOCK // unit, 1) * unit
-            width = output.size * unit // size if size else 0
-            scale = BITS[tensor.dtype] // 8
-            for start in range(0, size, step):
-                number = start // unit
-                place_of_scales = scales.get(tensor, 0) + number * scale
-                yield _Block(
-                    output, tensor.start + start, min(step, size - start), place + number * width, place_of_scales
-                )
+        elif output.making != "scale" and size:
+            yield from _cut(_Block(output, tensor.start, size, place, scales.get(tensor, 0)), _STRETCH)
+
+
+def _cut(block: _Block, most: int) -> Iterator[_Block]:
+    """The same in blocks of at most `most` bytes, or of one row that is longer."""
+    if block.length <= most:
+        yield block
+        return
+    output, tensor = block.output, block.output.source
+    unit = _unit(output)
+    step = max(most // unit, 1) * unit
+    width = output.size * unit // (tensor.end - tensor.start)
+    for start in range(0, block.length, step):
+        number = start // unit
+        length = min(step, block.length - start)
+        scales = block.scales + number * BITS[tensor.dtype] // 8
+        yield _Block(output, block.start + start, length, block.at + number * width, scales)
 
 
 def _unit(output: Output) -> int:
@@ -290,8 +300,8 @@ def _unit(output: Output) -> int:
     return element if output.making == "cast" else element * output.source.shape[1]
 
 
-def _at_least(memory: bytearray, size: int) -> bytearray:
-    return memory if len(memory) >= size else bytearray(max(size, BLOCK))
+def _at_least(memory: memoryview, size: int) -> memoryview:
+    return memory if len(memory) >= size else pages(max(size, BLOCK))
 
 
 def _tensors(made: tuple[Output, ...], errors: Mapping[str, Errors]) -> tuple[ConvertedTensor, ...]:
