@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from builder.models import describe, modelpack
+from builder.models import describe, modelpack, strictjson
 from builder.models import index as indexes
 from builder.models.describe import Description
 from builder.models.values import (
@@ -182,25 +182,11 @@ def read_config(source: Source, artifact: ModelArtifact) -> Mapping[str, Any]:
         return {}
     try:
         document = json.loads(read_small(source, artifact.config, MAX_CONFIG))
-        _check_depth(document)
+        if strictjson.is_deep(document, _MAX_DEPTH):
+            raise ValueError(f"nested more than {_MAX_DEPTH} deep")
     except (ValueError, RecursionError, ImageError) as error:
         raise BadModelError(f"{artifact.manifest.digest}: its configuration cannot be read: {error}") from error
     return document if isinstance(document, dict) else {}
-
-
-def _check_depth(document: Any) -> None:
-    """Raises `ValueError` for a document that nobody could walk through."""
-    level = [document]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            below
-            for item in level
-            if isinstance(item, dict | list)
-            for below in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return
-    raise ValueError(f"nested more than {_MAX_DEPTH} deep")
 
 
 def _bare(manifest: Descriptor, artifact_type: str | None) -> Descriptor:

@@ -1,4 +1,4 @@
-"""JSON of others, read so that it means one thing: no key twice, and whole numbers alone."""
+"""JSON of others, read so that it means one thing (no key twice, and whole numbers alone) and can be walked through."""
 
 from __future__ import annotations
 
@@ -40,3 +40,16 @@ def _whole(text: str) -> int:
     if len(text) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
+
+
+def is_deep(document: Any, most: int) -> bool:
+    """Whether lists and objects stand in one another more than `most` times, which nobody could walk through."""
+    level = [document]
+    for _ in range(most):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)

@@ -32,7 +32,7 @@ def read(file: LocalModelFile) -> dict[str, Any]:
         raise BadModelError(f"{path}: not JSON: {error}") from error
     if not isinstance(found, dict):
         raise BadModelError(f"{path}: it is to be an object")
-    if _is_deep(found):
+    if strictjson.is_deep(found, _MAX_DEPTH):
         raise BadModelError(f"{path}: nested more than {_MAX_DEPTH} deep")
     return found
 
@@ -140,15 +140,3 @@ def _quantisation(precision: Precision, treatments: Treatments) -> dict[str, Any
         # Transformers 5 stumbles over packed tables, unless it unpacks all weights while it reads them.
         **({"dequantize": True} if treatments.tables else {}),
     }
-
-
-def _is_deep(document: Any) -> bool:
-    level = [document]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    return bool(level)
