@@ -32,6 +32,8 @@ _BLOBS = "blobs/sha256/"
 _NAME = re.compile(r"(?:\./)?(oci-layout|index\.json|blobs/sha256/[0-9a-f]{64})")
 _PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh")
 _MAX_MEMBERS = 100_000
+FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
+"""The types of members that are files of their own."""
 _COPY = 1 << 20
 
 Open = Callable[[], AbstractContextManager[BinaryIO]]
@@ -238,24 +240,34 @@ def opened(path: Path) -> BinaryIO:
 
 
 def _members(path: Path) -> dict[str, Range]:
-    """Where the members that belong to a layout are; everything else is passed over. Nothing is unpacked."""
+    """Where the members that belong to a layout are; everything else is passed over."""
     found: dict[str, Range] = {}
+    for member in members(path, "it is no OCI archive: name another file"):
+        name = _NAME.fullmatch(member.name)
+        if name and member.type in FILES:
+            found[name[1]] = Range(member.offset_data, member.size)
+    return found
+
+
+def members(path: Path, hint: str) -> Iterator[tarfile.TarInfo]:
+    """What is in a tar file, one after the other; nothing is unpacked. Raises `LayoutError` where it cannot be read, is cut off in
+    a file, or has more than a hundred thousand members, of which `hint` says what to do then."""
+    end = 0
     with opened(path) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for number, member in enumerate(archive):
                     archive.members = []  # type: ignore[attr-defined]  # else it keeps all of them
                     if number > _MAX_MEMBERS:
-                        raise LayoutError(f"{path}: more than {_MAX_MEMBERS} members: no OCI archive")
-                    name = _NAME.fullmatch(member.name)
-                    if name and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                        found[name[1]] = Range(member.offset_data, member.size)
+                        raise LayoutError(f"{path}: more than {_MAX_MEMBERS} members", hint=hint)
+                    if member.type in FILES:
+                        end = max(end, member.offset_data + member.size)
+                    yield member
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
             raise no_tar(path, file, error) from error
         size = os.fstat(file.fileno()).st_size
-    if any(part.offset + part.size > size for part in found.values()):
+    if end > size:
         raise LayoutError(f"{path}: it is cut off after {size} bytes", hint="bring the archive here again")
-    return found
 
 
 def no_tar(path: Path, file: BinaryIO, error: Exception) -> LayoutError:

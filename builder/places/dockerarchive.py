@@ -24,9 +24,8 @@ from builder.oci.content import MAX_MANIFEST
 from builder.oci.digest import Digest
 from builder.oci.listing import LayoutError
 from builder.oci.spec import Descriptor
-from builder.places.archive import Part, Range, no_tar, opened
+from builder.places.archive import FILES, Part, Range, members, opened
 
-_MAX_MEMBERS = 100_000
 _MAX_LAYERS = 4096
 _MAX_LINKS = 8
 _PIECE = 1 << 20
@@ -190,26 +189,15 @@ def _digest(file: BinaryIO, part: Range) -> Digest:
 
 
 def _members(path: Path) -> tuple[Mapping[str, Range], Mapping[str, str]]:
-    """Where files are, and where links lead, by their names. Nothing is unpacked."""
+    """Where files are, and where links lead, by their names."""
     found: dict[str, Range] = {}
     links: dict[str, str] = {}
-    with opened(path) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for number, member in enumerate(archive):
-                    archive.members = []  # type: ignore[attr-defined]  # else it keeps all of them
-                    if number > _MAX_MEMBERS:
-                        raise LayoutError(f"{path}: more than {_MAX_MEMBERS} members", hint=_HINT)
-                    name = posixpath.normpath(member.name)
-                    if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                        found[name] = Range(member.offset_data, member.size)
-                    elif member.type == tarfile.SYMTYPE:
-                        links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
-                    elif member.type == tarfile.LNKTYPE:
-                        links[name] = posixpath.normpath(member.linkname)
-        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-            raise no_tar(path, file, error) from error
-        size = os.fstat(file.fileno()).st_size
-    if any(part.offset + part.size > size for part in found.values()):
-        raise LayoutError(f"{path}: it is cut off after {size} bytes", hint="bring the archive here again")
+    for member in members(path, _HINT):
+        name = posixpath.normpath(member.name)
+        if member.type in FILES:
+            found[name] = Range(member.offset_data, member.size)
+        elif member.type == tarfile.SYMTYPE:
+            links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+        elif member.type == tarfile.LNKTYPE:
+            links[name] = posixpath.normpath(member.linkname)
     return found, links
