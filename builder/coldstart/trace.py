@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from builder import documents
+from builder.coldstart.versions import check_version
 from builder.errors import BuilderError
 
 VERSION = 1
@@ -129,12 +130,7 @@ def read(path: Path, named: str = "") -> bytes:
 
 def parse(data: bytes | str, file: str) -> Trace:
     """The trace in the bytes of `file`. Raises `TraceError`, or `DocumentError` with all that is wrong."""
-    try:
-        version = json.loads(data).get("version")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise TraceError(f"{file}: it is no trace: {error}") from error
-    if version != VERSION:
-        raise TraceError(f"{file}: its version is {version!r}, this Layerwright reads version {VERSION}")
+    check_version(data, file, VERSION, TraceError, "trace")
     trace = documents.load_json(Trace, data, file)
     if len(trace.files) > _MOST_FILES:
         raise TraceError(f"{file}: more than {_MOST_FILES} files")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from builder import documents
+from builder.coldstart.versions import check_version
 from builder.errors import BuilderError
 
 VERSION = 1
@@ -130,10 +131,5 @@ def encode(measurement: Measurement) -> str:
 
 def parse(data: bytes | str, file: str) -> Measurement:
     """The measurement in the bytes of `file`. Raises `MeasurementError`, or `DocumentError` with all that is wrong."""
-    try:
-        version = json.loads(data).get("version")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise MeasurementError(f"{file}: it is no measurement: {error}") from error
-    if version != VERSION:
-        raise MeasurementError(f"{file}: its version is {version!r}, this Layerwright reads version {VERSION}")
+    check_version(data, file, VERSION, MeasurementError, "measurement")
     return documents.load_json(Measurement, data, file)
