@@ -15,7 +15,7 @@ from builder.lock import LockedFile
 from builder.oci.digest import Digest
 from builder.parallel import Stop, for_each
 from builder.progress import Progress, Task, human_size
-from builder.store import Store, free_bytes, hash_of, partial_lock
+from builder.store import MAKE_ROOM, Store, free_bytes, hash_of, partial_lock
 from builder.transfer import Lane, Opener, download, forget, settle
 
 __all__ = ["Client", "Fetcher", "NotFoundError", "Origins", "TransientError", "redact"]
@@ -225,8 +225,7 @@ class Fetcher:
         if needed > free:
             raise StoreError(
                 f"{self._store.root}: {human_size(needed)} are to be fetched, but only {human_size(free)} are free",
-                hint="free some space, `build cache gc --max-size 10GB` removes what was not used lately, "
-                "or name another place with XDG_CACHE_HOME",
+                hint=MAKE_ROOM,
             )
 
     def _already_here(self, file: LockedFile) -> int:

@@ -9,6 +9,6 @@
 Nothing appears under its name before its bytes are complete and on the disk.
 """
 
-from builder.store.objects import Store, free_bytes, hash_of, partial_lock
+from builder.store.objects import MAKE_ROOM, Store, free_bytes, hash_of, partial_lock
 
-__all__ = ["Store", "free_bytes", "hash_of", "partial_lock"]
+__all__ = ["MAKE_ROOM", "Store", "free_bytes", "hash_of", "partial_lock"]

@@ -23,6 +23,11 @@ from builder.store import locks
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ELOOP})
+MAKE_ROOM = (
+    "free some space, `build cache gc --max-size 10GB` removes what was not used lately, "
+    "or name another place with XDG_CACHE_HOME"
+)
+"""What to do about a store whose disk is full."""
 _READ = 4 << 20
 _ROUNDS, _ROUND = 20, 0.02
 """How often what an interrupted process leaves is looked for, and how many seconds lie between."""
@@ -325,8 +330,7 @@ def _explained(root: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise StoreError(
                 f"{root}: the store is full: {error.strerror}",
-                hint="free some space, `build cache gc --max-size 10GB` removes what was not used lately, "
-                "or name another place with XDG_CACHE_HOME",
+                hint=MAKE_ROOM,
             ) from error
         if error.errno in _FORBIDDEN:
             raise StoreError(

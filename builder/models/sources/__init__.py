@@ -21,7 +21,7 @@ from builder.oci.digest import Digest
 from builder.profile.models import scheme_of
 from builder.progress import Progress, human_size
 from builder.sources.simple import Catalogue
-from builder.store import Store, free_bytes
+from builder.store import MAKE_ROOM, Store, free_bytes
 from builder.transfer import Opener
 
 __all__ = ["Collected", "Means", "Wanted", "bring", "collect"]
@@ -64,8 +64,7 @@ class Means:
         if needed > free:
             raise StoreError(
                 f"{what} has {human_size(needed)}, but {self.store.root} has only {human_size(free)} left",
-                hint="free some space, `build cache gc --max-size 10GB` removes what was not used lately, "
-                "or name another place with XDG_CACHE_HOME",
+                hint=MAKE_ROOM,
             )
 
     def stored(self, file: LockedModelFile) -> LocalModelFile:
