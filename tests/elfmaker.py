@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from builder.binaries.window import Window
 
 BASE = 0x40_0000
 """Where a file is mapped to: no offset is an address."""
@@ -47,7 +51,7 @@ class Library:
 
     def made(self) -> Made:
         """The file: headers, strings, versions, dynamic section, data, sections, section headers."""
-        strings = _Strings()
+        strings = Strings()
         tags = [(NEEDED, strings.add(name)) for name in self.needed]
         tags += [
             (tag, strings.add(text))
@@ -79,7 +83,7 @@ class Library:
         for name, data in self.sections.items():
             put(name, data)
         mapped = len(out)
-        names = _Strings()
+        names = Strings()
         rows = [(names.add(name), at[name], len(data)) for name, data in self.sections.items()]
         number = names.add(".shstrtab")
         put("names", bytes(names.data))
@@ -110,7 +114,7 @@ class Library:
             return struct.pack(self.order + "2I4Q2I2Q", name, kind, 2, BASE + offset, offset, size, 0, 0, 1, 0)
         return struct.pack(self.order + "10I", name, kind, 2, BASE + offset, offset, size, 0, 0, 1, 0)
 
-    def _needs(self, strings: _Strings) -> bytes:
+    def _needs(self, strings: Strings) -> bytes:
         out = b""
         for number, (library, versions) in enumerate(self.needs):
             size = 16 * (1 + len(versions))
@@ -121,7 +125,7 @@ class Library:
                 out += struct.pack(self.order + "I2H2I", 0, 0, 2, strings.add(version), following)
         return out
 
-    def _defines(self, strings: _Strings) -> bytes:
+    def _defines(self, strings: Strings) -> bytes:
         out = b""
         names = [self.soname or "", *self.defines] if self.defines else []
         for number, name in enumerate(names):
@@ -131,7 +135,18 @@ class Library:
         return out
 
 
-class _Strings:
+@contextmanager
+def window(data: bytes, folder: Path) -> Iterator[Window]:
+    """A file of these bytes, as it is read."""
+    path = folder / "made.so"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        yield Window(file.fileno(), 0, len(data), "made.so")
+
+
+class Strings:
+    """A table of strings, as it grows."""
+
     def __init__(self) -> None:
         self.data = bytearray(b"\0")
 

@@ -6,6 +6,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from elfmaker import Strings
+
 _PAGE = 0x1000
 _NEEDED, _HASH, _STRTAB, _SYMTAB, _STRSZ, _SYMENT, _SONAME, _RPATH, _RUNPATH = 1, 4, 5, 6, 10, 11, 14, 15, 29
 _VERDEF, _VERDEFNUM, _VERNEED, _VERNEEDNUM, _VERSYM = 0x6FFFFFFC, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF, 0x6FFFFFF0
@@ -31,19 +33,9 @@ class Elf:
         return _file(self)
 
 
-class _Strings:
-    def __init__(self) -> None:
-        self.data = bytearray(b"\0")
-
-    def add(self, text: str) -> int:
-        at = len(self.data)
-        self.data += text.encode() + b"\0"
-        return at
-
-
 def _file(elf: Elf) -> bytes:
     """One segment from the start of the file, at address 0; the tables follow the headers."""
-    strings = _Strings()
+    strings = Strings()
     tags: list[tuple[int, int]] = [(_NEEDED, strings.add(name)) for name in elf.needed]
     for tag, text in ((_SONAME, elf.soname), (_RPATH, elf.rpath), (_RUNPATH, elf.runpath)):
         if text is not None:
@@ -90,7 +82,7 @@ def _hash(name: str) -> int:
     return value
 
 
-def _verneed(needs: Mapping[str, Sequence[str]], strings: _Strings) -> bytes:
+def _verneed(needs: Mapping[str, Sequence[str]], strings: Strings) -> bytes:
     out = bytearray()
     index = 2
     items = list(needs.items())
@@ -104,7 +96,7 @@ def _verneed(needs: Mapping[str, Sequence[str]], strings: _Strings) -> bytes:
     return bytes(out)
 
 
-def _verdef(elf: Elf, strings: _Strings) -> bytes:
+def _verdef(elf: Elf, strings: Strings) -> bytes:
     out = bytearray()
     names = [elf.soname or "base", *elf.defines]
     for number, name in enumerate(names):

@@ -8,13 +8,12 @@ import struct
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from elfmaker import BASE, Library, Made
+from elfmaker import BASE, Library, Made, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,14 +31,6 @@ FULL = Library(
     rodata=b"libcudnn.so.9\0/opt/lib/libother.so\0cannot open libnot.so.1: error\0libno.so.1 \0",
     sections={".nv_fatbin": b""},
 )
-
-
-@contextmanager
-def window(data: bytes, folder: Path) -> Iterator[Window]:
-    path = folder / "made.so"
-    path.write_bytes(data)
-    with path.open("rb") as file:
-        yield Window(file.fileno(), 0, len(data), "made.so")
 
 
 def facts(data: bytes, folder: Path) -> BinaryFacts:

@@ -8,13 +8,12 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import judges
 import pytest
-from elfmaker import Library, Module, fatbin
+from elfmaker import Library, Module, fatbin, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,14 +25,6 @@ from builder.binaries.window import BinaryError, Window
 
 DATA = Path(__file__).parent / "data" / "gpu"
 """Small libraries of ours, see make.sh there: all suffixes, no kernel at all, relocatable code only."""
-
-
-@contextmanager
-def window(data: bytes, folder: Path) -> Iterator[Window]:
-    path = folder / "made.so"
-    path.write_bytes(data)
-    with path.open("rb") as file:
-        yield Window(file.fileno(), 0, len(data), "made.so")
 
 
 def facts(data: bytes, folder: Path) -> BinaryFacts:

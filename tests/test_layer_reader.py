@@ -14,6 +14,7 @@ from typing import BinaryIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zran import TYPES
 
 from builder.layers.compare import Compared, Difference, compare
 from builder.layers.pack import pack
@@ -23,16 +24,6 @@ from builder.layers.tar import Entry, Inline
 from builder.layers.untar import TarReader, normal, readable
 from builder.soci import read
 from builder.soci.ztoc import write
-
-TYPES = {
-    tarfile.REGTYPE: "reg",
-    tarfile.DIRTYPE: "dir",
-    tarfile.SYMTYPE: "symlink",
-    tarfile.LNKTYPE: "hardlink",
-    tarfile.CHRTYPE: "char",
-    tarfile.BLKTYPE: "block",
-    tarfile.FIFOTYPE: "fifo",
-}
 
 
 def info(name: str, **fields: object) -> tarfile.TarInfo:

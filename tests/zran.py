@@ -10,7 +10,7 @@ from builder.layers.spans import WINDOW, Checkpoint, LayerSpans, TocEntry
 from builder.oci.digest import Digest
 
 _Z_BLOCK, _Z_OK, _Z_STREAM_END = 5, 0, 1
-_TYPES = {
+TYPES = {
     tarfile.REGTYPE: "reg",
     tarfile.DIRTYPE: "dir",
     tarfile.SYMTYPE: "symlink",
@@ -19,6 +19,7 @@ _TYPES = {
     tarfile.BLKTYPE: "block",
     tarfile.FIFOTYPE: "fifo",
 }
+"""The types of members, in the words of a table of contents."""
 
 
 def scan(layer: Path, span_size: int, windows: Path) -> LayerSpans:
@@ -92,7 +93,7 @@ def _toc(layer: Path) -> tuple[TocEntry, ...]:
         return tuple(
             TocEntry(
                 name=member.name + ("/" if member.isdir() else ""),
-                type=_TYPES[member.type],
+                type=TYPES[member.type],
                 offset=member.offset_data,
                 size=member.size,
                 linkname=member.linkname,
