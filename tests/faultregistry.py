@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from loopback import Server, running
 
 _BLOCK = 64 << 10
 _HOP = {"connection", "transfer-encoding", "keep-alive"}
@@ -372,31 +374,18 @@ def _split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Server(Server):
     def __init__(self, state: FaultRegistry) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.state = state
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        return None
 
 
 @contextmanager
 def before(upstream: str, **options: Any) -> Iterator[FaultRegistry]:
     """A proxy before the registry at `upstream`, for the length of the block."""
     state = FaultRegistry(upstream, **options)
-    with _Server(state) as server:
-        state.address = f"127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    with running(_Server(state)) as state.address:
+        yield state
 
 
 def only(what: str, *faults: Fault | None) -> Callable[[Request], Fault | None]:

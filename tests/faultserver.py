@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from loopback import Server, running
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)?")
 
@@ -205,30 +207,18 @@ def slow(pause: float, block: int = 64 << 10) -> Fault:
     return fault
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
+class _Server(Server):
     def __init__(self, state: FaultServer) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.state = state
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        return None  # clients that are gone are what these tests are about
 
 
 @contextmanager
 def serving(encryption: ssl.SSLContext | None = None) -> Iterator[FaultServer]:
     """A server for the length of the block."""
     state = FaultServer()
-    with _Server(state) as server:
-        if encryption is not None:
-            server.socket = encryption.wrap_socket(server.socket, server_side=True)
-        state.address = f"127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    server = _Server(state)
+    if encryption is not None:
+        server.socket = encryption.wrap_socket(server.socket, server_side=True)
+    with running(server) as state.address:
+        yield state

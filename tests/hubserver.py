@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback import Server, running
 
 OPEN, PRIVATE, GATED = "org/open", "org/private", "org/gated"
 READER, STRANGER = "hf_reader", "hf_stranger"
@@ -171,27 +173,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    hub: Hub
-    role: str
+class _Server(Server):
+    def __init__(self, hub: Hub, role: str) -> None:
+        super().__init__(_Handler)
+        self.hub, self.role = hub, role
 
 
 @contextmanager
 def serving(plain: dict[str, bytes], large: dict[str, bytes]) -> Iterator[Hub]:
     """A hub with these files, and its storage on another origin, for the length of a `with` block."""
     hub = Hub(plain, large)
-    servers = [_Server(("127.0.0.1", 0), _Handler) for _ in range(2)]
-    for server, role in zip(servers, ("hub", "cdn"), strict=True):
-        server.hub, server.role = hub, role
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    hub.url, hub.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)
-    try:
+    with running(_Server(hub, "hub")) as here, running(_Server(hub, "cdn")) as there:
+        hub.url, hub.cdn = f"http://{here}", f"http://{there}"
         yield hub
-    finally:
-        for server in servers:
-            server.shutdown()
-            server.server_close()
 
 
 def _git(data: bytes) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import judges
 import pytest
-from debarchive import Signer, Suite, listed, served
+from debarchive import Signer, Suite, listed
+from loopback import serving
 
 from builder.client import Client
 from builder.lock import LockedRelease
@@ -41,7 +42,7 @@ def keyring(signer: Signer) -> Path:
 
 def index(root: Path, keyring: Path, *, name: str = "bookworm", architecture: str = "amd64") -> Index:
     """The index of an archive without updates, as a client of its loopback server sees it."""
-    with served(root) as base:
+    with serving(root) as base:
         mirrors = {MAIN: Mirror(MAIN, (base,), (keyring,)), SECURITY: Mirror(SECURITY, (), (keyring,))}
         return Archive(mirrors, Client().get, NOW).index(name, architecture)
 
@@ -60,7 +61,7 @@ def test_good_archive(tmp_path: Path, signer: Signer, keyring: Path) -> None:
     for part, members in suites.items():
         for suite in members:
             suite.write(tmp_path / part, signer.sign(suite.release().encode(), "archive"))
-    with served(tmp_path) as base:
+    with serving(tmp_path) as base:
         mirrors = {
             MAIN: Mirror(MAIN, (f"{base}/nowhere", f"{base}/main"), (keyring,)),
             SECURITY: Mirror(SECURITY, (f"{base}/security",), (keyring,)),
@@ -123,7 +124,7 @@ def test_a_second_mirror_is_asked_when_the_first_lies(tmp_path: Path, signer: Si
     write(tmp_path / "bad", signer, Suite("bookworm", [listed("evil")]))
     forged = Suite("bookworm", [listed("evil")]).release().encode()
     (tmp_path / "bad/dists/bookworm/InRelease").write_bytes(signer.sign(forged, "stranger"))
-    with served(tmp_path) as base:
+    with serving(tmp_path) as base:
         mirrors = {MAIN: Mirror(MAIN, (f"{base}/bad", f"{base}/good"), (keyring,)), SECURITY: Mirror(SECURITY, (), ())}
         found = Archive(mirrors, Client().get, NOW).index("bookworm", "amd64")
     assert "tool" in found
@@ -165,7 +166,7 @@ def test_an_origin_that_nobody_configured(keyring: Path) -> None:
 
 def test_security_is_not_missed_silently(tmp_path: Path, signer: Signer, keyring: Path) -> None:
     write(tmp_path, signer, Suite("bookworm", [listed("tool")]))
-    with served(tmp_path) as base:
+    with serving(tmp_path) as base:
         archive = Archive({MAIN: Mirror(MAIN, (base,), (keyring,))}, Client().get, NOW)
         with pytest.raises(ArchiveError, match="origin 'debian-security', which suite bookworm-security needs"):
             archive.index("bookworm", "amd64")

@@ -7,12 +7,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
+from loopback import OfFolder, serving
 from nixmachines import Machine, Machines
 
 from builder.errors import UsageError
@@ -75,13 +73,9 @@ def test_a_fresh_machine_takes_all_layers(cache: Cache, machine: Machine) -> Non
 
 
 def test_pull_over_http(cache: Cache, machine: Machine) -> None:
-    handler = partial(_Quiet, directory=str(cache.folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with serving(cache.folder) as url:
         options = ["--from", url, "--trusted-public-keys", cache.key, "--nix-floor", "0"]
         done = machine("cache pull", *options, "--format", "json")
-        server.shutdown()
     assert done.code == 0, done.err
     assert sorted(done.json["taken"]) == ["3 wheels", "debian bookworm"]
     assert done.json["lacking"] == []
@@ -93,17 +87,13 @@ def test_push_over_http(cache: Cache, tmp_path: Path) -> None:
     """What is put there is what is in a folder; a server that takes nothing is named."""
     key = cache.machines.root / "keys/ci-1.key"
     names = []
-    for handler in (_Storing, _Quiet):
-        (tmp_path / handler.__name__).mkdir()
-        with ThreadingHTTPServer(
-            ("127.0.0.1", 0), partial(handler, directory=str(tmp_path / handler.__name__))
-        ) as server:
-            Thread(target=server.serve_forever, daemon=True).start()
-            url = f"http://127.0.0.1:{server.server_port}"
+    for handler in (_Storing, OfFolder):
+        folder = tmp_path / handler.__name__
+        folder.mkdir()
+        with serving(folder, handler) as url:
             done = cache.machine("cache push", "--to", url, "--key", key, "--nix-floor", "0")
-            server.shutdown()
-        names.append({path.name for path in (tmp_path / handler.__name__).iterdir()})
-        if handler is _Quiet:
+        names.append({path.name for path in folder.iterdir()})
+        if handler is OfFolder:
             assert done.code == 1
             assert f"'{url}' does not appear to be a binary cache" in done.err
             assert "hint: name a server that also takes what is put there (HTTP's PUT)" in done.err
@@ -188,15 +178,10 @@ def test_addresses() -> None:
         address("ssh-ng://far", key)
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Nobody reads it."""
-
-
-class _Storing(_Quiet):
+class _Storing(OfFolder):
     """Keeps what is put."""
 
-    def do_PUT(self) -> None:
+    def do_PUT(self) -> None:  # noqa: N802 - http.server names it
         path = Path(self.translate_path(self.path))
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(self.rfile.read(int(self.headers["Content-Length"])))

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +27,7 @@ import judges
 import pytest
 from layouts import Layout as RawLayout
 from layouts import plain
+from loopback import running
 from world import BUILD, Real, run
 
 import builder
@@ -228,10 +228,8 @@ def serving_refusals() -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             return None
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with running(HTTPServer(("127.0.0.1", 0), Handler)) as address:
+        yield f"http://{address}"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from typing import Any
 
 import debarchive
 import indexserver
+import loopback
 import pytest
 from debarchive import Item, Signer, Suite, folder, symlink
 from indexserver import IndexServer
@@ -162,7 +163,7 @@ def world(root: Path) -> Iterator[World]:
     try:
         keyring = signer.key("archive")
         _write_suites(archive, signer)
-        with debarchive.served(archive) as debian, indexserver.index_server() as index:
+        with loopback.serving(archive) as debian, indexserver.index_server() as index:
             index.publish(*_wheels())
             config = root / "config.toml"
             config.write_text(
