@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "builder"
 
 FLOORS = (
-    ("errors", "interrupts", "start"),
+    ("errors", "forks", "interrupts", "start"),
     ("oci",),
     ("layers",),
     ("soci",),

@@ -178,6 +178,72 @@ def test_processes_fetch_a_chunk_once(way: FaultRegistry, store: Store) -> None:
     assert moved(way) == 8 << 20
 
 
+FORKED = """
+import hashlib, os, sys, threading
+from builder.models import LazyModel, open_model
+
+def digest(name):
+    return hashlib.sha256(model.tensor(name).bytes()).hexdigest()
+
+parent = os.getpid()
+model = open_model(sys.argv[1], cache=sys.argv[2])
+lazy = LazyModel(lambda: os.getpid() == parent and threading.Event().wait() or digest("layer.1.weight"))
+lazy.start()
+coming = model.prefetch("layer.1.*")
+print(flush=True)
+sys.stdin.readline()
+children = []
+for _ in range(3):
+    children.append(os.fork())
+    if not children[-1]:
+        os.write(1, f"{lazy.get(50)}\\n".encode())
+        os.write(1, f"{digest('layer.3.weight')}\\n".encode())
+        os._exit(0)
+print("forked", flush=True)
+assert coming.wait(50)
+for child in children:
+    os.waitpid(child, 0)
+print(digest("layer.1.weight"))
+"""
+
+
+def test_forks_do_not_wait_for_threads_of_their_parent(way: FaultRegistry, store: Store) -> None:
+    """Workers of data loaders are forks: a model that is open, and on its way, is good there."""
+    began, forked = threading.Event(), threading.Event()
+
+    def hold(handler: faultregistry.Handler, body: bytes) -> bool:
+        began.set()
+        return not forked.wait(50)
+
+    way.decide = lambda request: hold if request.headers["range"] and not forked.is_set() else None
+    command = [sys.executable, "-c", FORKED, f"{way.address}/some/image:v1", str(store.root)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as program:
+        try:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            program.stdout.readline()
+            assert began.wait(50)
+            print(file=program.stdin, flush=True)
+            assert program.stdout.readline() == "forked\n"
+            forked.set()
+            told, _ = program.communicate(timeout=60)
+        finally:
+            program.kill()
+    digests = {name: hashlib.sha256(TENSORS[f"layer.{name}.weight"][2]).hexdigest() for name in "13"}
+    assert sorted(told.split()) == sorted([digests["1"]] * 4 + [digests["3"]] * 3)
+
+
+def test_forks_have_connections_of_their_own(way: FaultRegistry) -> None:
+    code = (
+        "import os, sys; from builder.client import Client\n"
+        "client = Client(); client.get(sys.argv[1]); child = os.fork()\n"
+        "client.get(sys.argv[1]) if not child else os.waitpid(child, 0)"
+    )
+    subprocess.run([sys.executable, "-c", code, f"http://{way.address}/v2/"], check=True, timeout=60)
+    assert (len(way.requests("GET base")), way.connections) == (2, 2)
+
+
 def test_prefetching(way: FaultRegistry, store: Store) -> None:
     with Model(published(way.address, store), store) as model:
         prefetch = model.prefetch("layer.3.*", "layer.0.norm")

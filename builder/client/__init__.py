@@ -38,6 +38,7 @@ from builder.client.patience import (
     TransientError,
 )
 from builder.errors import FetchError
+from builder.forks import renew_in_forks
 from builder.parallel import Stop
 from builder.settings import Network
 
@@ -102,7 +103,7 @@ class Answer:
 
 
 class Client:
-    """Gets URLs (`http`, `https`; `get` also `file`); shared by threads.
+    """Gets URLs (`http`, `https`; `get` also `file`); shared by threads. Forks have connections of their own.
 
     User and password in a URL are sent as basic authentication to that host only, and never shown. `tell` is called with a line
     for people before a request is tried again.
@@ -112,6 +113,11 @@ class Client:
         self._network = network if network is not None else Network()
         self._tell = tell
         self._pools: dict[str | None, urllib3.PoolManager] = {}
+        renew_in_forks(self)
+
+    def renew(self) -> None:
+        """Forgets the connections, which are another process's."""
+        self._pools = {}
 
     def get(self, url: str, *, headers: Mapping[str, str] | None = None, limit: int = 64 << 20) -> bytes:
         """The body of a small document, at most `limit` bytes. Raises `NotFoundError` or another `FetchError`."""

@@ -60,6 +60,10 @@ class Remembering:
             self._opened = self._open()
         return self._opened
 
+    def renew(self) -> None:
+        """Opens the source again when it is needed: this is another process."""
+        self._opened = None
+
     def resolve(self, reference: str | None) -> Descriptor:
         """What a tag stands for now or, without a network, stood for when it was last asked for."""
         if reference and reference.startswith("sha256:"):

@@ -57,6 +57,11 @@ class Filling:
                     os.close(descriptor)
             self._file = self._journal = -1
 
+    def renew(self) -> None:
+        """Lets go of the file in a forked process, whatever other threads of its parent are doing with it."""
+        self._guard = threading.Lock()
+        self.close()
+
     @property
     def size(self) -> int:
         """The bytes of the file when it is complete."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 import fnmatch
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from builder.errors import UsageError
+from builder.forks import renew_in_forks
 from builder.models.fetching import Fetcher
 from builder.models.formats import read_header
 from builder.models.lazyfile import LazyFile
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """A published model, by its parts; shared by threads. Close it, or use it in a `with` block."""
+    """A published model, by its parts; shared by threads, good in forked processes. Close it, or use it in a `with` block."""
 
     def __init__(self, published: Published, store: Store, progress: Progress | None = None) -> None:
         self.published = published
@@ -45,6 +47,19 @@ class Model:
         self._store = store
         self._guard = threading.Lock()
         self._files: dict[str, LazyFile] = {}
+        renew_in_forks(self)
+
+    def renew(self) -> None:
+        """Begins anew in a forked process: with what is in the cache, and connections and locks of its own."""
+        ended, self._stop = self._stop.is_set(), Stop()
+        if ended:
+            self._stop.set()
+        self._pulling = replace(self._pulling, stop=self._stop)
+        self._guard = threading.Lock()
+        files, self._files = self._files, {}
+        for file in files.values():
+            file.renew()
+        self.published.source.renew()
 
     def __enter__(self) -> Self:
         return self

@@ -50,6 +50,11 @@ class LazyFile:
                 self._open.filling.close()
             self._open = self._map = None
 
+    def renew(self) -> None:
+        """Lets go of the file in a forked process; views of it stay good."""
+        if self._open is not None:
+            self._open.filling.renew()
+
     def view(self, start: int, end: int, spans: Sequence[tuple[int, int]]) -> memoryview:
         """Bytes `start` to `end`, of which those in `spans`, counted from `start`, are there."""
         map = self.ensure([(start + begin, start + until) for begin, until in spans])

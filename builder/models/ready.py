@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Generic, TypeVar
 
 from builder.errors import BuilderError
+from builder.forks import renew_in_forks
 
 T = TypeVar("T")
 
@@ -51,6 +52,13 @@ class LazyModel(Generic[T]):
         self._turn = 0
         self._value: T | None = None
         self._error: BaseException | None = None
+        renew_in_forks(self)
+
+    def renew(self) -> None:
+        """In a forked process nobody is loading: who asks there begins anew."""
+        self._news = threading.Condition()
+        if self._state is State.LOADING:
+            self._state = State.IDLE
 
     @property
     def state(self) -> State:
