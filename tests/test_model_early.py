@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import faultregistry as faults
@@ -20,9 +21,12 @@ from builder.models import early
 from builder.models.artifact import open_artifact
 from builder.models.early import Early
 from builder.oci.content import Outcome
+from builder.oci.digest import Digest
 from builder.oci.layout import Layout
-from builder.places.delivery import Sink
+from builder.oci.spec import Descriptor
+from builder.places.delivery import Blob, Delivery, Sink
 from builder.places.remote import Remote
+from builder.progress import Silent
 from builder.registry import Keychain, Reference
 
 NAME = "model.safetensors"
@@ -207,10 +211,14 @@ def test_what_is_not_wanted_leaves_nothing_behind(tmp_path: Path) -> None:
         with large.open("wb") as file:
             file.truncate(1 << 30)
         target = Remote(Reference.parse(f"{address}/dropped/large"), Client(NETWORK), Keychain(), writing=True)
-        with Early([Sink("there", target, ("v1",))], 1) as begun:
+        sinks = [Sink("there", target, ("v1",))]
+        nobodys = Descriptor("application/octet-stream", Digest("0" * 64), 1 << 30)
+        with suppress(KeyboardInterrupt), Early(sinks, 1) as begun, Delivery(sinks, Silent(), 1) as delivery:
             begun.begin(large)
+            delivery.offer(Blob(nobodys, lambda: large.open("rb"), large))
             while not list((tmp_path / "r/data").rglob("_uploads/*/data")):
                 time.sleep(0.01)
+            raise KeyboardInterrupt
         assert not list((tmp_path / "r/data").rglob("_uploads/*/data"))
 
 

@@ -186,6 +186,12 @@ class Delivery:
             if self._task is not None:
                 self._task.advance(amount)
 
+    def _sending(self, amount: int) -> None:
+        """The same, of bytes on their way; ends the sending when asked to stop."""
+        if amount > 0:
+            self._stop.check()
+        self._advance(amount)
+
     def _wait(self) -> None:
         with self._done:
             while self._open and not self._failures:
@@ -214,7 +220,7 @@ class Delivery:
         target, descriptor = self._sinks[number].target, blob.descriptor
         counter: _Counter | None = None
         if isinstance(target, Remote):  # it tells what it sends
-            target.watch = self._advance
+            target.watch = self._sending
             outcome = target.put_blob(descriptor, blob.open, blob.path)
         elif blob.remote is not None:  # that tells what it gives
             blob.remote.watch = self._advance

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from builder.errors import FetchError
-from builder.parallel import Stop
+from builder.parallel import Stop, StoppedError
 from builder.registry.session import Session
 from builder.registry.upload import reached
 
@@ -59,7 +59,8 @@ class Ahead:
     def taken(self, advance: Callable[[int], None], stop: Stop) -> tuple[str, bool] | None:
         """Waits for the end: where the upload goes on, and whether all bytes have arrived; None if it never began.
 
-        `advance` is told of the bytes, and takes them back unless all of them have arrived. Raises `StoppedError`.
+        `advance` is told of the bytes, and takes them back unless all of them have arrived. Raises `StoppedError`, also if it is
+        dropped meanwhile.
         """
         told = 0
         try:
@@ -69,7 +70,10 @@ class Ahead:
                 advance(told - before)
         finally:
             advance((self.size if self._complete else 0) - told)
-        location, self._location = self._location, None
+        with self._guard:
+            if self._dropped:
+                raise StoppedError
+            location, self._location = self._location, None
         return None if location is None else (location, self._complete)
 
     def drop(self) -> None:

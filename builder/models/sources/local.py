@@ -127,20 +127,21 @@ def _hashed(
             raise BuilderError(f"models: {path!r} is neither a file, a folder nor a symlink", hint=_COPY)
     found = {path: _remembered(place, path, store) for path, place in places.items()}
     missing = [path for path, file in found.items() if file is None]
+    stop = Stop()
     if missing:
         with progress.task("read models", sum(places[path].stat().st_size for path in missing)) as task:
 
             def read(path: str) -> None:
                 early(places[path])
-                found[path] = _read(places[path], path, store, task.advance)
+                found[path] = _read(places[path], path, store, task.advance, stop)
 
-            for error in for_each(read, missing, _THREADS, Stop()):
+            for error in for_each(read, missing, _THREADS, stop):
                 raise error
     return tuple(LocalModelFile(file, places[path]) for path, file in sorted(found.items()) if file)
 
 
-def _read(place: Path, path: str, store: Store | None, advance: Callable[[int], None]) -> ModelFile:
-    scanned = scanning.scan(place, path, advance)
+def _read(place: Path, path: str, store: Store | None, advance: Callable[[int], None], stop: Stop) -> ModelFile:
+    scanned = scanning.scan(place, path, advance, stop)
     scanning.remember(store, scanned)
     state = _state(place)
     if store is not None and state[0] == scanned.file.size:
