@@ -163,14 +163,7 @@ files: [{from: app, to: /app}]
     digest = run(
         ["publish", first, f"oci:{tmp_path / 'out'}"], tmp_path, world.environment(world.root / "cache")
     ).digest
-    for number, name in enumerate(("umask 077", "hash seed 4242", "one job", "backwards", "locale")):
-        variation = VARIATIONS[name]
-        profile = copied(first, tmp_path / str(number) / "project", variation)
-        environ = offline(world, tmp_path / str(number) / "cache") | variation.environ
-        out = tmp_path / str(number) / "out"
-        argv = ["publish", *variation.options, profile, f"oci:{out}"]
-        assert run(argv, tmp_path, environ, umask=variation.umask).digest == digest, name
-        assert Layout(out).blobs() == Layout(tmp_path / "out").blobs(), name
+    same_everywhere(world, first, digest, tmp_path, "umask 077", "hash seed 4242", "one job", "backwards", "locale")
 
 
 def test_the_same_image_with_things_from_nix(world: World, tmp_path: Path) -> None:
@@ -233,14 +226,7 @@ publish: {{soci: {{span-size: 256KiB, min-layer-size: 1MiB, mount: parallel}}}}
         ["publish", first, f"oci:{tmp_path / 'out'}"], tmp_path, world.environment(world.root / "cache")
     ).digest
     shutil.rmtree(base)
-    for number, name in enumerate(("umask 077", "hash seed 4242", "one job", "backwards", "zone")):
-        variation = VARIATIONS[name]
-        profile = copied(first, tmp_path / str(number) / "project", variation)
-        environ = offline(world, tmp_path / str(number) / "cache") | variation.environ
-        out = tmp_path / str(number) / "out"
-        argv = ["publish", *variation.options, profile, f"oci:{out}"]
-        assert run(argv, tmp_path, environ, umask=variation.umask).digest == digest, name
-        assert Layout(out).blobs() == Layout(tmp_path / "out").blobs(), name
+    same_everywhere(world, first, digest, tmp_path, "umask 077", "hash seed 4242", "one job", "backwards", "zone")
 
 
 def test_the_same_image_with_models(world: World, tmp_path: Path) -> None:
@@ -382,6 +368,17 @@ def offline(world: World, cache: Path, **more: str) -> dict[str, str]:
     return world.environment(cache, LAYERWRIGHT_MIRRORS=mirror, LAYERWRIGHT_OFFLINE="1", **more)
 
 
+def same_everywhere(world: World, first: Path, digest: str, folder: Path, *names: str) -> None:
+    """Under each of these variations, the lock of `first` gives that image again, whose layout is `out` in the folder."""
+    for name in names:
+        variation, root = VARIATIONS[name], folder / name.replace(" ", "-")
+        profile = copied(first, root / "project", variation)
+        environ = offline(world, root / "cache") | variation.environ
+        argv = ["publish", *variation.options, profile, f"oci:{root / 'out'}"]
+        assert run(argv, folder, environ, umask=variation.umask).digest == digest, name
+        assert Layout(root / "out").blobs() == Layout(folder / "out").blobs(), name
+
+
 def copied(profile: Path, target: Path, variation: Variation) -> Path:
     """The profile's folder as another checkout would have it, written in sorted or reverse order under a umask."""
     paths = [path for path in profile.parent.rglob("*") if "out" not in path.relative_to(profile.parent).parts[:1]]
@@ -411,12 +408,4 @@ def test_the_same_image_with_what_a_start_reads_first(world: World, tmp_path: Pa
     cache = world.environment(world.root / "cache")
     digest = run(["publish", first, f"oci:{tmp_path / 'out'}"], tmp_path, cache).digest
     assert any(b'"prefetch_spans"' in data for data in Layout(tmp_path / "out").blobs().values())
-    for number, name in enumerate(("umask 077", "hash seed 4242", "one job", "backwards", "locale")):
-        variation = VARIATIONS[name]
-        profile = copied(first, tmp_path / str(number) / "project", variation)
-        profile.with_name("small.trace.json").write_text(trace)
-        environ = offline(world, tmp_path / str(number) / "cache") | variation.environ
-        out = tmp_path / str(number) / "out"
-        argv = ["publish", *variation.options, profile, f"oci:{out}"]
-        assert run(argv, tmp_path, environ, umask=variation.umask).digest == digest, name
-        assert Layout(out).blobs() == Layout(tmp_path / "out").blobs(), name
+    same_everywhere(world, first, digest, tmp_path, "umask 077", "hash seed 4242", "one job", "backwards", "locale")
