@@ -16,8 +16,9 @@ from world import Done
 from builder.cli import main
 from builder.models.artifact import EncodedModel, encode
 from builder.models.describe import Description
+from builder.models.formats import read_header
 from builder.models.scanning import model_index, scan
-from builder.models.values import LocalModelFile
+from builder.models.values import Header, LocalModelFile
 from builder.progress import Silent
 from builder.store import Store
 
@@ -59,6 +60,13 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> tuple[LocalModelFil
         found.append(LocalModelFile(scan(location, path).file, location))
         assert found[-1].file.sha256 == hashlib.sha256(data).hexdigest()
     return tuple(found)
+
+
+def header_of(path: Path) -> Header:
+    """What is in a file, by its name."""
+    found = read_header(path, path.name)
+    assert found is not None
+    return found
 
 
 def inside(arguments: Sequence[object], cwd: Path, environment: Mapping[str, str]) -> Done:

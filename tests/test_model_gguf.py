@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modelworld import header_of
 
-from builder.models.formats import HeaderError, gguf, read_header
+from builder.models.formats import HeaderError, gguf
 from builder.models.values import Header, Tensor
 
 Item = tuple[str, Sequence[int], int, int]
@@ -43,15 +44,8 @@ def key(name: str, kind: int, value: bytes) -> bytes:
 
 
 def read(folder: Path, content: bytes) -> Header:
-    path = folder / "m.gguf"
-    path.write_bytes(content)
-    return header_of(path)
-
-
-def header_of(path: Path) -> Header:
-    found = read_header(path, path.name)
-    assert found is not None
-    return found
+    (folder / "m.gguf").write_bytes(content)
+    return header_of(folder / "m.gguf")
 
 
 def test_as_the_library_writes_it(tmp_path: Path) -> None:

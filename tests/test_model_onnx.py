@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modelworld import header_of
 
-from builder.models.formats import HeaderError, onnx, read_header
+from builder.models.formats import HeaderError, onnx
 from builder.models.values import Header
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -44,15 +45,8 @@ def external(location: bytes) -> bytes:
 
 
 def read(folder: Path, content: bytes) -> Header:
-    path = folder / "m.onnx"
-    path.write_bytes(content)
-    return header_of(path)
-
-
-def header_of(path: Path) -> Header:
-    found = read_header(path, path.name)
-    assert found is not None
-    return found
+    (folder / "m.onnx").write_bytes(content)
+    return header_of(folder / "m.onnx")
 
 
 def test_as_the_library_writes_it(tmp_path: Path) -> None:
