@@ -1,4 +1,4 @@
-"""What tests share: the second Python that must make the same bytes as this one."""
+"""What tests share: registries, and the second Python that must make the same bytes as this one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", params=["docker-registry", "olareg"])
+def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a registry: one without a referrers API, one with it. Modules with other needs have a fixture of their own."""
+    with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

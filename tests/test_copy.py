@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,6 @@ def judge(name: str, *arguments: object) -> str:
 @pytest.fixture
 def environment(world: World) -> dict[str, str]:
     return world.environment(world.root / "cache")
-
-
-@pytest.fixture(scope="module", params=["docker-registry", "olareg"])
-def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a registry: one without a referrers API, one with it."""
-    with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
-        yield address
 
 
 def document(**content: Any) -> bytes:

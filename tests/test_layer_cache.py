@@ -27,12 +27,6 @@ CI = SecretKey.generate("ci-1", secrets.token_bytes)
 OTHER = SecretKey.generate("other", secrets.token_bytes)
 
 
-@pytest.fixture(scope="module", params=["docker-registry", "olareg"])
-def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
-        yield address
-
-
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[str]:
     """A registry of its own for each test."""

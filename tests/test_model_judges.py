@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +27,6 @@ from builder.places.remote import Remote
 from builder.progress import Silent
 from builder.registry import Keychain, Reference
 from builder.store import Store
-
-
-@pytest.fixture(scope="module", params=["docker-registry", "olareg"])
-def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

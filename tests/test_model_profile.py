@@ -34,12 +34,6 @@ models:
 """
 
 
-@pytest.fixture(scope="module", params=["docker-registry", "olareg"])
-def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
-        yield address
-
-
 @pytest.fixture(scope="module")
 def one_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with judges.registry("docker-registry", tmp_path_factory.mktemp("registry")) as address:

@@ -7,7 +7,6 @@ import json
 import random
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ from builder.models.artifact import open_artifact, read_config
 from builder.oci.layout import Layout
 
 FIRST = "model-00001-of-00002.safetensors"
-
-
-@pytest.fixture(scope="module", params=["docker-registry", "olareg"])
-def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
-        yield address
 
 
 @pytest.fixture

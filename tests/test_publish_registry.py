@@ -26,13 +26,6 @@ def environment(world: World) -> dict[str, str]:
     return world.environment(world.root / "cache")
 
 
-@pytest.fixture(scope="module", params=["docker-registry", "olareg"])
-def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a registry: one without a referrers API, one with it."""
-    with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
-        yield address
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with judges.registry("docker-registry", tmp_path_factory.mktemp("plain")) as address:

@@ -25,10 +25,9 @@ from builder.registry import Credentials, DeniedError, Keychain, Reference, Regi
 HTPASSWD = "me:$2b$04$PQ3USO9fSaZ05BZZgEBcc.RsAdM2tZwcO1kf3WfQw5Z8fgKDggEOu\n"  # s3cret
 
 
-@pytest.fixture(scope="module", params=["docker-registry", "olareg"])
-def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
-        yield address
+@pytest.fixture
+def address(registry: str) -> str:
+    return registry
 
 
 @pytest.fixture
