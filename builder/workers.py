@@ -6,29 +6,19 @@ Workers are forks, which share what this process has in memory.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import multiprocessing
-import signal
-import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any, TypeVar
 
+from builder.children import Child, children
 from builder.errors import ToolError
-from builder.interrupts import ended_by
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 Advance = Callable[[int], None]
 _REPORT = 4 << 20
-_PATIENCE = 30.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def run(
@@ -51,31 +41,25 @@ def run(
     """
     context = multiprocessing.get_context("fork")
     semaphores = [context.BoundedSemaphore(count) for count in slots]
-    workers: list[_Worker] = []
-    gc.freeze()  # what the collector never looks at stays shared
-    try:
-        with _blocked(_SIGNALS):
-            for _ in range(min(processes, len(items))):
-                inherited = [worker.connection for worker in workers]
-                workers.append(_Worker(context, task, setup, semaphores, inherited))
+
+    def serve(connection: Connection) -> None:
+        if setup:
+            setup(*semaphores)
+        _serve(connection, task)
+
+    with children(serve, min(processes, len(items))) as made:
         started()
-        return _dispatch(workers, items, advance, done)
-    finally:
-        gc.unfreeze()
-        for worker in workers:
-            worker.end()
-        for worker in workers:
-            worker.join()
+        return _dispatch(made, items, advance, done)
 
 
 def _dispatch(
-    workers: Sequence[_Worker], items: Sequence[_T], advance: Advance, done: Callable[[Any], None]
+    workers: Sequence[Child], items: Sequence[_T], advance: Advance, done: Callable[[Any], None]
 ) -> list[Any]:
     results: dict[int, Any] = {}
     waiting = list(enumerate(items))
-    running: dict[Any, tuple[_Worker, int]] = {}
+    running: dict[Any, tuple[Child, int]] = {}
 
-    def give(worker: _Worker) -> None:
+    def give(worker: Child) -> None:
         if waiting:
             number, item = waiting.pop(0)
             worker.connection.send(item)
@@ -86,7 +70,7 @@ def _dispatch(
     while running:
         for connection in wait(list(running)):
             worker, number = running[connection]
-            kind, value = worker.receive()
+            kind, value = _received(worker)
             if kind == "advanced":
                 advance(value)
             elif kind == "failed":
@@ -99,100 +83,28 @@ def _dispatch(
     return [results[number] for number in range(len(items))]
 
 
-class _Worker:
-    """One process and our end of the pipe to it."""
-
-    def __init__(
-        self,
-        context: ForkContext,
-        task: Callable[..., Any],
-        setup: Callable[..., None] | None,
-        semaphores: Sequence[Any],
-        inherited: Sequence[Connection],
-    ) -> None:
-        self.connection, theirs = context.Pipe()
-        self._process: ForkProcess = context.Process(
-            target=_serve, args=(theirs, task, setup, semaphores, [*inherited, self.connection]), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-
-    def receive(self) -> tuple[str, Any]:
-        try:
-            kind, value = self.connection.recv()
-        except (EOFError, ConnectionError) as error:
-            self._process.join(_PATIENCE)
-            raise ToolError(
-                f"a worker process ended with status {self._process.exitcode} in the middle of its work",
-                hint="if the machine ran out of memory, free some; then run the same command again",
-            ) from error
-        return str(kind), value
-
-    def end(self) -> None:
-        """Asks the process to end: at once, but after it has cleaned up."""
-        self.connection.close()
-        self._process.terminate()
-
-    def join(self) -> None:
-        self._process.join(_PATIENCE)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+def _received(worker: Child) -> tuple[str, Any]:
+    try:
+        kind, value = worker.connection.recv()
+    except (EOFError, ConnectionError) as error:
+        raise ToolError(
+            f"a worker process ended with status {worker.status()} in the middle of its work",
+            hint="if the machine ran out of memory, free some; then run the same command again",
+        ) from error
+    return str(kind), value
 
 
-def _serve(
-    connection: Connection,
-    task: Callable[..., Any],
-    setup: Callable[..., None] | None,
-    semaphores: Sequence[Any],
-    inherited: Sequence[Connection],
-) -> None:
+def _serve(connection: Connection, task: Callable[..., Any]) -> None:
     """The worker: takes items until there are no more, or nobody wants its answers any longer."""
-    for ours in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(ours, signal.SIG_IGN)  # the parent gets it too, and decides
-    ended_by((signal.SIGTERM,), lambda *_: sys.exit(1))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    _end_with_parent()
-    _return_memory()
-    for other in inherited:
-        other.close()  # else no worker would notice that its pipe has nobody at the other end
     report = _Report(connection)
-    if setup:
-        setup(*semaphores)
-    try:
-        while True:
-            item = connection.recv()
-            try:
-                result = task(item, report)
-                report.flush()
-                connection.send(("done", result))
-            except Exception as error:
-                connection.send(("failed", _portable(error)))
-    except (EOFError, ConnectionError):
-        sys.exit(1)
-
-
-@contextlib.contextmanager
-def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
-    """Signals wait: a new process must not get them before it has said what they mean to it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with_parent() -> None:
-    """Has the system end this process when its parent is killed: prctl(2), Linux only."""
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-
-
-def _return_memory() -> None:
-    """Lets glibc give large blocks back to the system once they are free: mallopt(3). Other C libraries do so anyway."""
-    with contextlib.suppress(AttributeError):
-        for option, value in ((_M_MMAP_THRESHOLD, 2 << 20), (_M_TRIM_THRESHOLD, 4 << 20), (_M_ARENA_MAX, 1)):
-            ctypes.CDLL(None).mallopt(option, value)
+    while True:
+        item = connection.recv()
+        try:
+            result = task(item, report)
+            report.flush()
+            connection.send(("done", result))
+        except Exception as error:
+            connection.send(("failed", _portable(error)))
 
 
 class _Report:

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "builder"
 
 FLOORS = (
     ("errors", "forks", "interrupts", "start"),
-    ("oci",),
+    ("children", "oci"),
     ("layers",),
     ("soci",),
     (
@@ -84,7 +84,7 @@ HOMES = {
     "os.environb": ("cli",),
     "os.getenv": ("cli",),
     "sys.argv": ("cli",),
-    "sys.exit": ("cli", "workers"),
+    "sys.exit": ("cli", "children"),
     "sys.stderr": ("cli",),
     "sys.stdin": ("cli",),
     "sys.stdout": ("cli",),

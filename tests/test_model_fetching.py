@@ -7,7 +7,7 @@ import random
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import pairwise
@@ -110,7 +110,14 @@ def test_whole_files_are_right_or_an_error(cuts: list[int], faults: list[str], i
     source = Odd(faults, whole)
     with tempfile.TemporaryDirectory() as name:
         store = Store(Path(name))
-        bringing = Bringing(store, lambda advance: Fetcher(source, Stop(), advance), Older(store, []), Silent(), Stop())  # type: ignore[arg-type]
+        bringing = Bringing(
+            store,
+            lambda advance, receivers: Fetcher(source, Stop(), advance, receivers),  # type: ignore[arg-type]
+            lambda size: nullcontext(()),
+            Older(store, []),
+            Silent(),
+            Stop(),
+        )
         for _ in range(20):
             try:
                 bringing.bring([file], "x")

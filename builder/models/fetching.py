@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Protocol, runtime_checkable
 
 from builder.models.chunked import Chunked, Open, WrongModelError
-from builder.models.lanes import Lanes
+from builder.models.lanes import FEW, Lanes
+from builder.models.receivers import Receiver
 from builder.models.requests import CONNECTIONS, Piece, Run, runs, shared
 from builder.models.values import CHUNK_SIZE
 from builder.oci.content import Source
@@ -30,9 +32,19 @@ class Ranged(Protocol):
 
 
 class Fetcher:
-    """Brings chunks from `source`; shared by threads. `advance` is told of bytes that came from there."""
+    """Brings chunks from `source`; shared by threads. `advance` is told of bytes that came from there.
 
-    def __init__(self, source: Source, stop: Stop, advance: Callable[[int], None] = lambda _: None) -> None:
+    What need not be checked as it comes, `receivers` bring, as far as there are any; one call of `fetch` at a time has them.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        stop: Stop,
+        advance: Callable[[int], None] = lambda _: None,
+        receivers: Sequence[Receiver] = (),
+    ) -> None:
+        self._receivers = receivers
         self._source = source
         self._stop = stop
         self._advance = advance
@@ -56,7 +68,9 @@ class Fetcher:
         largest = max((opened.chunked.largest for opened, _ in wanted if opened.check), default=1)
         threads = max(1, min(CONNECTIONS, len(tasks), MEMORY // max(largest, 1)))
         stop = Stop(self._stop)
-        worker = _Worker(self._source, stop, self._advance, Lanes(tasks, size, stop))
+        receivers = () if checked else self._receivers
+        lanes = Lanes(tasks, size, stop, len(receivers) or FEW)
+        worker = _Worker(self._source, stop, self._advance, lanes, receivers)
         failures = for_each(worker.do, range(threads), threads, stop)
         self._stop.check()
         if failures:
@@ -66,7 +80,15 @@ class Fetcher:
 class _Worker:
     """Does the tasks of one call, until one of them fails; shared by its threads."""
 
-    def __init__(self, source: Source, stop: Stop, advance: Callable[[int], None], lanes: Lanes) -> None:
+    def __init__(
+        self,
+        source: Source,
+        stop: Stop,
+        advance: Callable[[int], None],
+        lanes: Lanes,
+        receivers: Sequence[Receiver],
+    ) -> None:
+        self._receivers = receivers
         self._source = source
         self._stop = stop
         self._advance = advance
@@ -75,13 +97,14 @@ class _Worker:
 
     def do(self, lane: int) -> None:
         """One request after the other, until there is none left for this thread."""
+        receiver = self._receivers[lane] if lane < len(self._receivers) else None
         while task := self._lanes.take(lane):
             try:
-                self._try(task)
+                self._try(task, receiver)
             finally:
                 self._lanes.ended(task)
 
-    def _try(self, task: Run | Piece) -> None:
+    def _try(self, task: Run | Piece, receiver: Receiver | None) -> None:
         from builder.registry import NoRangesError
 
         if not isinstance(self._source, Ranged):
@@ -90,17 +113,16 @@ class _Worker:
         try:
             if isinstance(task, Piece):
                 self._piece(task)
-            else:
+            elif task.opened.check:
                 self._run(task)
+            else:
+                self._run_unchecked(task, receiver)
         except NoRangesError:
             self._stream(task.opened)
 
     def _run(self, run: Run) -> None:
         """Chunks that lie side by side, in one request; a wrong one is asked for again, alone."""
         opened = run.opened
-        if not opened.check:
-            self._run_unchecked(run)
-            return
         try:
             buffer = self._spare.get_nowait()
         except queue.Empty:
@@ -113,18 +135,35 @@ class _Worker:
                     raise _wrong(opened.chunked, chunk)
         self._spare.put(buffer)
 
-    def _run_unchecked(self, run: Run) -> None:
+    def _run_unchecked(self, run: Run, receiver: Receiver | None) -> None:
         """The same, each block written as it comes."""
         filling = run.opened.filling
         offset = filling.cuts[run.at]
-        for block in self._read(run.opened.chunked, offset, filling.cuts[run.last + 1]):
-            filling.write(offset, block)
-            offset += len(block)
-            while offset >= filling.cuts[run.at + 1]:
-                filling.mark(run.at)
-                self._landed(run.opened, run.at)
-                if not self._lanes.next(run):
-                    return
+        with closing(self._written(run, receiver)) as written:
+            for amount in written:
+                offset += amount
+                while offset >= filling.cuts[run.at + 1]:
+                    filling.mark(run.at)
+                    self._landed(run.opened, run.at)
+                    if not self._lanes.next(run):
+                        return
+
+    def _written(self, run: Run, receiver: Receiver | None) -> Generator[int, None, None]:
+        """How many bytes more of the run are in the file, again and again: first those that the receiver brings."""
+        chunked, filling = run.opened.chunked, run.opened.filling
+        at = filling.cuts[run.at]
+        if receiver is not None:
+            end = filling.cuts[run.last + 1]
+            with closing(receiver.receive(chunked.blob, at, end, filling.fileno(), self._stop)) as amounts:
+                for amount in amounts:
+                    at += amount
+                    self._came(amount)
+                    yield amount
+        if at < (end := filling.cuts[run.last + 1]):
+            for block in self._read(chunked, at, end):
+                filling.write(at, block)
+                at += len(block)
+                yield len(block)
 
     def _take(self, run: Run, buffer: bytearray) -> list[int]:
         """Cuts what comes into chunks; returns those of which other bytes came."""
@@ -183,8 +222,7 @@ class _Worker:
         for attempt in range(1, _TRIES + 1):
             try:
                 for block in self._source.ranges(chunked.blob, start, end, self._stop):
-                    self._advance(len(block))
-                    self._lanes.came(len(block))
+                    self._came(len(block))
                     if len(block) > end - start:
                         raise WrongModelError(
                             f"{chunked.file.path}: more of its blob {chunked.blob.digest} came than was asked for"
@@ -198,6 +236,10 @@ class _Worker:
             if start < end:
                 raise WrongModelError(f"{chunked.file.path}: its blob {chunked.blob.digest} ends early")
             return
+
+    def _came(self, amount: int) -> None:
+        self._advance(amount)
+        self._lanes.came(amount)
 
     def _stream(self, opened: Open) -> None:
         """All of a file by one request, since its place does not give parts; others of its requests wait and find it done."""

@@ -97,11 +97,11 @@ class Filling:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Some bytes of a chunk of which `mark` will tell."""
-        count = os.pwrite(self._file, data, offset)
-        while count < len(data):
-            data = memoryview(data)[count:]
-            offset += count
-            count = os.pwrite(self._file, data, offset)
+        write(self._file, offset, data)
+
+    def fileno(self) -> int:
+        """The file, open for others to write what `mark` will tell of."""
+        return self._file
 
     def mark(self, chunk: int) -> None:
         """All bytes of the chunk were written."""
@@ -238,6 +238,15 @@ class Filling:
         if not self._have[chunk]:
             self._have[chunk] = 1
             self._left -= 1
+
+
+def write(file: int, offset: int, data: bytes | memoryview) -> None:
+    """All of `data` at this place of an open file. Raises `OSError`."""
+    count = os.pwrite(file, data, offset)
+    while count < len(data):
+        data = memoryview(data)[count:]
+        offset += count
+        count = os.pwrite(file, data, offset)
 
 
 def journal_of(path: Path) -> Path:

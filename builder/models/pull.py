@@ -15,6 +15,7 @@ from builder.models.chunked import Chunked, WrongModelError
 from builder.models.fetching import Fetcher
 from builder.models.patterns import matches
 from builder.models.placing import How
+from builder.models.receivers import receivers
 from builder.models.values import ModelArtifact, ModelFile, ModelIndex
 from builder.models.whole import Bringing, Moved
 from builder.oci import files as oci_files
@@ -82,6 +83,8 @@ class Pulling:
     """Whether a folder that has the model already is read to see that its bytes are right."""
     ready_file: Path | None = None
     stop: Stop = Stop()  # noqa: RUF009 - one that nobody sets
+    processes: int = 0
+    """How many processes may receive what is large: forks of this one, so only where it has no threads of other libraries."""
 
     def pull(self, model: Published, folder: Path) -> Pulled:
         """The folder holds the model afterwards, or is as it was.
@@ -111,7 +114,8 @@ class Pulling:
         older = cache.older(self.store, model.name, model.artifact)
         bringing = Bringing(
             self.store,
-            lambda advance: Fetcher(model.source.source, self.stop, advance),
+            lambda advance, receivers: Fetcher(model.source.source, self.stop, advance, receivers),
+            lambda size: receivers(model.source.source, self.processes, size),
             older,
             self.progress,
             self.stop,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 from builder.errors import StoreError
@@ -17,6 +17,7 @@ from builder.models.delta import Older, Place
 from builder.models.fetching import MEMORY, Fetcher
 from builder.models.filling import Filling, journal_of
 from builder.models.hashing import Hasher
+from builder.models.receivers import Receiver
 from builder.oci.digest import Digest
 from builder.parallel import Stop, for_each
 from builder.progress import Progress, human_size
@@ -49,10 +50,14 @@ class Moved:
 
 @dataclass(frozen=True)
 class Bringing:
-    """What bringing needs: the store, what asks the place, older versions, progress, and the request to stop."""
+    """What bringing needs: the store, what asks the place, older versions, progress, and the request to stop.
+
+    `receivers` makes processes that receive for the fetcher, for so many bytes.
+    """
 
     store: Store
-    fetcher: Callable[[Callable[[int], None]], Fetcher]
+    fetcher: Callable[[Callable[[int], None], Sequence[Receiver]], Fetcher]
+    receivers: Callable[[int], AbstractContextManager[Sequence[Receiver]]]
     older: Older
     progress: Progress
     stop: Stop
@@ -69,12 +74,23 @@ class Bringing:
         if not missing:
             return moved
         total = sum(chunked.file.size for chunked in missing)
-        with self.store.in_use(), self.store.explained(), self.progress.task(f"pull {label}", total) as task:
+        with (
+            self.receivers(total) as receivers,  # first: what they inherit is open as long as they are there
+            self.store.in_use(),
+            self.store.explained(),
+            self.progress.task(f"pull {label}", total) as task,
+        ):
             for first in range(0, len(missing), _AT_ONCE):
-                self._batch(missing[first : first + _AT_ONCE], moved, task.advance)
+                self._batch(missing[first : first + _AT_ONCE], receivers, moved, task.advance)
         return moved
 
-    def _batch(self, files: Sequence[Chunked], moved: Moved, advance: Callable[[int], None]) -> None:
+    def _batch(
+        self,
+        files: Sequence[Chunked],
+        receivers: Sequence[Receiver],
+        moved: Moved,
+        advance: Callable[[int], None],
+    ) -> None:
         with ExitStack() as stack:
             for chunked in sorted(
                 files, key=lambda chunked: chunked.whole_key
@@ -84,7 +100,7 @@ class Bringing:
             others = sum(chunked.file.size for chunked in files) - sum(chunked.file.size for chunked in still)
             moved.add("present", others)
             advance(others)
-            self._bring(still, moved, advance)
+            self._bring(still, receivers, moved, advance)
 
     def _has(self, chunked: Chunked) -> bool:
         return self.store.has(Digest(chunked.file.sha256), chunked.file.size)
@@ -101,12 +117,18 @@ class Bringing:
 
         stack.enter_context(self.store.locked(partial_lock(chunked.whole_key), check))
 
-    def _bring(self, files: Sequence[Chunked], moved: Moved, advance: Callable[[int], None]) -> None:
+    def _bring(
+        self,
+        files: Sequence[Chunked],
+        receivers: Sequence[Receiver],
+        moved: Moved,
+        advance: Callable[[int], None],
+    ) -> None:
         def fetched(amount: int) -> None:
             moved.add("fetched", amount)
             advance(amount)
 
-        fetcher = self.fetcher(fetched)
+        fetcher = self.fetcher(fetched, receivers)
         with ExitStack() as stack:
             filled = [stack.enter_context(_Whole(self.store, chunked, fetcher, self.stop)) for chunked in files]
             missing = [(each, each.opened.filling.missing()) for each in filled]

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +24,7 @@ from builder.registry.credentials import Credentials, Keychain
 from builder.registry.download import download
 from builder.registry.reference import Reference
 from builder.registry.session import RegistryError, Session
-from builder.registry.stream import WrongBytesError, ranged, stream
+from builder.registry.stream import WrongBytesError, once, ranged, stream
 from builder.registry.upload import Upload, has
 
 MANIFESTS = (
@@ -124,6 +124,10 @@ class Repository:
         Raises `NoRangesError`, before the first block, where the server sends all of a blob or nothing of it.
         """
         return ranged(self._session, descriptor, start, end, stop or self._stop)
+
+    def once(self, descriptor: Descriptor, start: int, end: int) -> Generator[bytes, None, None]:
+        """The same by one request, which is not tried again; a fork of this process may ask for it, by a connection of its own."""
+        return once(self._session, descriptor, start, end)
 
     def prepare(self, count: int) -> None:
         """Opens connections to where blobs come from, as far as that is known, for many requests that come soon."""

@@ -56,6 +56,11 @@ def ranged(session: Session, descriptor: Descriptor, start: int, end: int, stop:
     return _Blob(session, descriptor, lambda _: None, stop).stretch(start, end)
 
 
+def once(session: Session, descriptor: Descriptor, start: int, end: int) -> Generator[bytes, None, None]:
+    """The same by one request, which is not tried again. Raises `TransientError` where another may do better."""
+    return _Blob(session, descriptor, lambda _: None, Stop()).once(start, end, (start, end) != (0, descriptor.size))
+
+
 class _Raw(io.RawIOBase):
     """Blocks as a file."""
 
@@ -170,14 +175,15 @@ class _Blob:
         while reached < end:
             before = reached
             try:
-                for block in self._once(reached, end, only_ranges):
+                for block in self.once(reached, end, only_ranges):
                     stop.check()
                     reached += len(block)
                     yield block
             except TransientError as error:
                 patience.failed(error, progressed=reached > before)
 
-    def _once(self, start: int, end: int, only_ranges: bool) -> Iterator[bytes]:
+    def once(self, start: int, end: int, only_ranges: bool) -> Generator[bytes, None, None]:
+        """Some of the bytes in order, unchecked, from one connection."""
         whole = start == 0 and end == self._descriptor.size
         headers = {} if whole else {"range": f"bytes={start}-{end - 1}"}
         with self._session.open(self._url, headers) as response:

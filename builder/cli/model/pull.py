@@ -20,6 +20,7 @@ from builder.errors import UsageError
 from builder.models.opening import published
 from builder.models.placing import FolderError, How
 from builder.models.pull import Pulled, Pulling
+from builder.models.receivers import usual
 from builder.places.destination import Destination, Repository
 from builder.progress import counted, human_size
 from builder.store import Store
@@ -92,7 +93,7 @@ def pull(
 
     def pulled() -> Pulled:
         with _store(context, cache, target if no_cache else None) as store:
-            pulling = Pulling(store, context.progress, subset, How(how), force, read, ready_file)
+            pulling = Pulling(store, context.progress, subset, How(how), force, read, ready_file, processes=usual())
             pulling.begin(target)
             return pulling.pull(published(ref, context, store), target)
 
