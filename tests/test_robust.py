@@ -524,6 +524,25 @@ def test_programs_begin_where_interrupts_are_heeded() -> None:
     assert set(project["scripts"].values()) == {"builder.cli.entry:main"}
 
 
+def test_nothing_is_ended_after_the_end() -> None:
+    """A timer that was to repeat what was lost does not end a program that is about to end by itself."""
+    code = """
+import signal, sys, time
+from builder.interrupts import ended_by
+
+class Cleared:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.3)
+
+ended_by((signal.SIGTERM,), lambda *_: sys.exit(1))
+kept = Cleared()
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (7, "")
+
+
 def test_an_interrupt_while_something_is_cleared_away(tmp_path: Path) -> None:
     """What a handler raises in a finalizer is dropped by the interpreter: the signal is not."""
     code = """
