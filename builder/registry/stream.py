@@ -24,6 +24,8 @@ AHEAD_FROM = 32 << 20
 PART = 2 << 20
 AHEAD = 12
 Bytes = bytes | memoryview
+_NO_RANGES = frozenset({400, 405, 416})
+"""What some registries, and what stands before them, answer to each request for a part."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -186,7 +188,7 @@ class _Blob:
         """Some of the bytes in order, unchecked, from one connection."""
         whole = start == 0 and end == self._descriptor.size
         headers = {} if whole else {"range": f"bytes={start}-{end - 1}"}
-        with self._session.open(self._url, headers) as response:
+        with self._opened(headers, only_ranges) as response:
             if response.status == 200 and only_ranges:
                 raise NoRangesError(f"{redact(self._url)}: the server sends no parts")
             skip = self._check_headers(response, start, end)
@@ -205,6 +207,16 @@ class _Blob:
                 if not left:
                     return
         raise TransientError(f"{redact(self._url)}: the answer ended {left} bytes too early")
+
+    @contextmanager
+    def _opened(self, headers: dict[str, str], only_ranges: bool) -> Iterator[BaseHTTPResponse]:
+        try:
+            with self._session.open(self._url, headers) as response:
+                yield response
+        except RegistryError as error:
+            if only_ranges and error.status in _NO_RANGES:
+                raise NoRangesError(f"{redact(self._url)}: the server refuses to send parts") from error
+            raise
 
     def _check_headers(self, response: BaseHTTPResponse, start: int, end: int) -> int:
         """How many bytes come before those that are wanted."""
