@@ -11,11 +11,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import faultregistry
 import judges
 import newnix
 import nixmachines
 import pytest
 import world as worlds
+from faultregistry import FaultRegistry
 from world import Real, World
 
 # Whoever runs the tests in the background may have had interrupts ignored, which programs inherit; some tests send them.
@@ -31,6 +33,13 @@ def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """The address of a registry: one without a referrers API, one with it. Modules with other needs have a fixture of their own."""
     with judges.registry(request.param, tmp_path_factory.mktemp("registry")) as address:
         yield address
+
+
+@pytest.fixture
+def way(registry: str) -> Iterator[FaultRegistry]:
+    """A proxy before the registry that can be told to misbehave, and that counts."""
+    with faultregistry.before(registry) as state:
+        yield state
 
 
 @pytest.fixture(scope="session")

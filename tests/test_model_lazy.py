@@ -53,12 +53,6 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def way(registry: str) -> Iterator[FaultRegistry]:
-    with faultregistry.before(registry) as state:
-        yield state
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "cache")
 

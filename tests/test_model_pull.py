@@ -38,13 +38,6 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def way(registry: str) -> Iterator[FaultRegistry]:
-    """A proxy before the registry that can be told to misbehave, and that counts."""
-    with faultregistry.before(registry) as state:
-        yield state
-
-
 def blobs(state: FaultRegistry) -> int:
     return len(state.requests("GET blobs"))
 

@@ -23,7 +23,7 @@ COMPANION = "sha256-" + "0" * 64
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with judges.registry("docker-registry", tmp_path_factory.mktemp("registry")) as address:
         for tag in (*FEW, COMPANION, f"{COMPANION}.sig"):
             push(repository(address, "few"), image(b"one"), tag)
@@ -31,12 +31,6 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for number in range(130):
             push(repository(address, "many"), image(b"one"), f"build-{number:03}")
         yield address
-
-
-@pytest.fixture
-def way(real: str) -> Iterator[FaultRegistry]:
-    with faultregistry.before(real) as state:
-        yield state
 
 
 def told(address: str, path: str, tag: str | None) -> str:
