@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,8 +182,7 @@ def parts(bench: Bench) -> Iterator[Row]:
 @contextmanager
 def _tls(folder: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
     """The address of a registry of what is in `folder` that speaks TLS only, and the environment in which it is trusted."""
-    own = folder / "tls"
-    own.mkdir()
+    own = Path(tempfile.mkdtemp(dir=folder))
     (own / "data").symlink_to(folder / "registry/data")
     key, certificate = str(own / "key.pem"), str(own / "certificate.pem")
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -204,21 +203,33 @@ def _way(bench: Bench, rate: int) -> Iterator[str]:
         yield slow.address
 
 
-def publications(build: str, folder: Path, address: str, source: Path, size: int, oras: str | None) -> Iterator[Row]:
-    """The model into the registry, by a store that knows nothing of it, and again when nothing has changed."""
-    environ = {**os.environ, "XDG_CACHE_HOME": str(folder / "publishing")}
-    command = [build, "model", "publish", "--quiet", str(source), f"{address}/{_NAME}:v1"]
-    for what in ("publish", "publish again"):
-        cost = watch.run(command, environ)
-        yield Row(f"{what}: build model publish", cost, _rate(size, cost) if what == "publish" else "no byte moved")
-    shutil.rmtree(folder / "publishing", ignore_errors=True)
-    if oras:
-        files = sorted(path.name for path in source.iterdir())
-        script = f'cd "$0" && exec "$@" {" ".join(files)}'
-        push = ["sh", "-c", script, str(source), oras, "push", "--plain-http", f"{address}/{_NAME}-oras:v1"]
-        for what in ("publish", "publish again"):
-            cost = watch.run(push, environ)
-            yield Row(f"{what}: oras push", cost, _rate(size, cost) if what == "publish" else "no byte moved")
+def publications(bench: Bench, source: Path, oras: str | None) -> Iterator[Row]:
+    """The model into repositories that have nothing, by a store that knows nothing of it; again when nothing has changed, by the
+    same store and by one that never saw the model. Plain and over TLS; the first one is what is pulled afterwards."""
+    for way_there, place in (("", nullcontext((bench.address, os.environ))), (" over TLS", _tls(bench.folder))):
+        costs: dict[str, list[Cost]] = {}
+        with place as (address, environ):
+            for number in range(bench.rounds):
+                name = f"{address}/{_NAME}" + (f"{way_there[-3:].lower()}-{number}" if number or way_there else "")
+                command = [bench.build, "model", "publish", "--quiet", str(source), f"{name}:v1"]
+                stores = [{**environ, "XDG_CACHE_HOME": str(bench.folder / f"store-{each}")} for each in range(2)]
+                for what, store in (("", 0), (" again", 0), (" again by another machine", 1)):
+                    key = f"publish{way_there}{what}: build model publish"
+                    costs.setdefault(key, []).append(watch.run(command, stores[store]))
+                for store in stores:
+                    shutil.rmtree(store["XDG_CACHE_HOME"])
+                push = _push(oras, source, f"{name}-oras:v1") if oras else []
+                for what in ("", " again") if push else ():
+                    costs.setdefault(f"publish{way_there}{what}: oras push", []).append(watch.run(push, environ))
+        for key, found in costs.items():
+            yield Row(key, median(found), "no byte moved" if " again" in key else _rate(bench.size, median(found)))
+
+
+def _push(oras: str, source: Path, name: str) -> list[str]:
+    """The command that pushes all files of a folder by oras, whose titles are the paths that it is given."""
+    files = sorted(path.name for path in source.iterdir())
+    plain = f"--plain-http={'true' if name[0].isdigit() else 'false'}"
+    return ["sh", "-c", f'cd "$0" && exec "$@" {" ".join(files)}', str(source), oras, "push", plain, name]
 
 
 def _source(folder: Path, tensors: int) -> tuple[Path, int]:
@@ -266,7 +277,7 @@ def main() -> None:
             source, size = _source(folder, arguments.tensors)
             bench = Bench(folder, build, str(Path(build).with_name("python")), address, arguments.rounds, size)
             rows = []
-            published = publications(build, folder, address, source, size, oras)
+            published = publications(bench, source, oras)
             for measured in (published, pulls(bench, oras), encrypted(bench, oras), replicas(bench), parts(bench)):
                 for row in measured:
                     say(f"{row.name}: {row.cost.wall:.2f} s, {row.note}")
