@@ -323,10 +323,10 @@ class _Attempt:
 def _open(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
-        return os.open(path, flags, 0o644)
+        return os.open(path, flags, 0o666)
     except PermissionError:  # a process died between making it read-only and giving it its name
         forget(path)
-        return os.open(path, flags, 0o644)
+        return os.open(path, flags, 0o666)
 
 
 def _journal(path: Path) -> Path:

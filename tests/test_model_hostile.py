@@ -278,6 +278,21 @@ def test_a_cache_that_may_only_be_read(registry: str, tmp_path: Path) -> None:
         assert found(tmp_path / "three") == FILES
 
 
+def test_a_cache_of_a_group(registry: str, tmp_path: Path) -> None:
+    """What one user began, another one of the group goes on with: all that is no finished file may be written by both."""
+    cache = tmp_path / "cache"
+    before = os.umask(0o002)
+    try:
+        with Model(published(registry, Store(cache)), Store(cache)) as model:
+            model.tensor("bias").bytes()
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in cache.rglob("*")}
+    assert len([path for path in modes if path.parent.name == "partial"]) == 2
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o775}
+    assert {mode for path, mode in modes.items() if path.parent.name in ("locks", "partial")} == {0o664}
+
+
 def test_the_journal_of_another_boot_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with Filling(path, (0, 4, 8)) as filling:

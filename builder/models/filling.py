@@ -172,12 +172,12 @@ class Filling:
 
     def _open(self) -> tuple[int, int]:
         while True:
-            file = os.open(self.path, _FLAGS, 0o644)
+            file = os.open(self.path, _FLAGS, 0o666)
             journal = -1
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if locks.is_same_file(file, self.path):
-                    journal = os.open(journal_of(self.path), _FLAGS | os.O_APPEND, 0o644)
+                    journal = os.open(journal_of(self.path), _FLAGS | os.O_APPEND, 0o666)
                     if self._resume(file, journal):
                         fcntl.flock(file, fcntl.LOCK_UN)
                         return file, journal
