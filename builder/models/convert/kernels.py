@@ -158,9 +158,11 @@ def pack(out: Any, columns: int) -> Any:
 
 def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -> Errors:
     clamped = unbounded = 0
-    if not max(part.max(), -part.min()) < _OVERFLOWS[target]:  # so that it is also true of no number
+    signal, most = _power(part), _OVERFLOWS[target]
+    same = signal < most * most / 2 or bool(max(part.max(), -part.min()) < most)  # of no number, neither is true
+    if not same:
         bounded = np.isfinite(part)
-        excess = bounded & (np.abs(part) >= _OVERFLOWS[target])
+        excess = bounded & (np.abs(part) >= most)
         clamped, unbounded = int(excess.sum()), int((~bounded).sum())
         if clamped and not clamp:
             raise DoesNotFitError(clamped, float(part[excess][np.abs(part[excess]).argmax()]))
@@ -170,7 +172,7 @@ def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -
         none = np.isnan(part)  # one form of it: what is kept of others depends on the processor
         out[none] = _NONE[target] | np.signbit(part[none]).astype(np.uint16) << 15
         part, near = part[bounded], near[bounded]
-    found = _errors(part, near)
+    found = _errors(part, near, signal if same else None)
     return Errors(found.largest, found.signal, found.noise, clamped, unbounded)
 
 
@@ -194,7 +196,7 @@ class _Halves:
 
         The largest error is not looked for where it cannot be larger than `known`, which is given instead.
         """
-        signal = noise = 0.0
+        noise = 0.0
         for start in range(0, len(numbers), _PIECE_OF_HALF):
             part = numbers[start : start + _PIECE_OF_HALF]
             top, far = self._convert(part, out[start : start + _PIECE_OF_HALF])
@@ -202,8 +204,8 @@ class _Halves:
                 return None
             if known < 2.0 ** (max(top, _SMALLEST_NORMAL >> 23) - 127 - 11):
                 known = max(known, float(far.max()), -float(far.min()))
-            signal, noise = signal + _power(part), noise + _power(far)
-        return Errors(known, signal, noise)
+            noise += _power(far)
+        return Errors(known, _power(numbers), noise)
 
     def _convert(self, part: Floats, out: npt.NDArray[np.uint16]) -> tuple[int, Floats]:
         """The largest exponent, and how far each number is."""
@@ -247,13 +249,13 @@ def _round(part: Floats, out: npt.NDArray[np.uint16], target: str) -> npt.NDArra
     return written
 
 
-def _errors(part: Floats, near: npt.NDArray[np.float32]) -> Errors:
-    """How far `near`, which is written over, is from `part`."""
+def _errors(part: Floats, near: npt.NDArray[np.float32], signal: float | None = None) -> Errors:
+    """How far `near`, which is written over, is from `part`, whose power is `signal` if it is known."""
     if not part.size:
         return Errors()
     far = np.subtract(near, part, out=near if part.dtype == near.dtype else None).reshape(-1)
     flat = part.reshape(-1)
-    signal, noise = _power(flat), _power(far)
+    signal, noise = _power(flat) if signal is None else signal, _power(far)
     if not np.isfinite(signal + noise):
         signal, noise = _power(flat.astype(np.float64)), _power(far.astype(np.float64))
     return Errors(float(max(far.max(), -far.min())), signal, noise)

@@ -133,13 +133,13 @@ class _Conversion:
         self._raw = self._out = memoryview(b"")
 
     def __call__(self, stretch: _Stretch, advance: Callable[[int], None]) -> tuple[int, dict[str, Errors]]:
-        errors: dict[str, Errors] = {}
+        errors, nothing = dict[str, Errors](), Errors()
         for block in chain.from_iterable(_cut(block, BLOCK) for block in stretch.blocks):
             name = block.output.source.name
-            before = errors.get(name, Errors())
+            before = errors.get(name, nothing)
             raw = self._read(block)
             copied = block.output.making == "copy"
-            data, found = (raw, Errors()) if copied else self._converted(raw, block, before.largest)
+            data, found = (raw, nothing) if copied else self._converted(raw, block, before.largest)
             self.put(data, block.at)
             errors[name] = before + found
             advance(block.length)
