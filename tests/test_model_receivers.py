@@ -183,7 +183,7 @@ def test_they_end_with_it(how: signal.Signals, way: FaultRegistry, tmp_path: Pat
 
     def stop(number: int, pull: Pull) -> Fault:
         if number == 4:
-            while not any(len(path.read_text().splitlines()) > 1 for path in journals.glob("*.chunks")):
+            while not any(map(_has_begun, journals.glob("*.chunks"))):
                 time.sleep(0.001)
             os.kill(pull.process.pid, how) if how is signal.SIGKILL else os.killpg(pull.process.pid, how)
         if number >= 4:
@@ -203,7 +203,7 @@ def test_they_end_with_it(how: signal.Signals, way: FaultRegistry, tmp_path: Pat
     out, err = again.end()
     assert again.process.returncode == 0, err
     moved = json.loads(out)["moved"]
-    assert moved["resumed"] > 0
+    assert 0 < moved["fetched"] < SIZE
     assert sum(moved.values()) == SIZE
     assert found(tmp_path / "model") == FILES
     assert not list(journals.iterdir())
@@ -220,6 +220,14 @@ def test_none_where_there_are_threads(way: FaultRegistry, tmp_path: Path) -> Non
     pull.end()
     assert not pull.seen
     assert found(tmp_path / "model") == FILES
+
+
+def _has_begun(journal: Path) -> bool:
+    """Whether a part of a large file is there."""
+    with suppress(OSError):
+        head, *chunks = journal.read_text().splitlines() or ["{}"]
+        return bool(chunks) and json.loads(head)["size"] > 1 << 20
+    return False
 
 
 def _free_port() -> int:
