@@ -122,6 +122,16 @@ def test_an_old_python_is_named(program: Path) -> None:
     )
 
 
+def test_what_is_behind_two_dashes_is_a_command(program: Path, registry: str, tmp_path: Path) -> None:
+    """Also where no folder is named: a container that pulled into a folder `ls`, and ended well, would be no service."""
+    place = f"{registry}/some/image:v1"
+    code, out, _ = run(program, [place, "-q", "--no-cache", "--", "ls", "-d", "image", "--"], tmp_path)
+    assert (code, out) == (0, "image\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["image"]
+    code, out, _ = run(program, [place, "other", "-q", "--", "ls", "-d", "other"], tmp_path)
+    assert (code, out) == (0, "other\n")
+
+
 def test_what_is_refused_leaves_nothing(program: Path, registry: str, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/mine").touch()

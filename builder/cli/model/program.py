@@ -10,12 +10,12 @@ import click
 from builder import __version__
 from builder.cli.context import Context
 from builder.cli.main import main as run
-from builder.cli.model.pull import pull
+from builder.cli.model.pull import Puller, pull
 
 NAME = "build-model-pull"
 
 
-class _Program(click.Command):
+class _Program(Puller):
     """`build model pull` without the group around it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -27,13 +27,24 @@ from builder.store import Store
 from builder.store.locks import is_same_file
 
 
+class Puller(click.Command):
+    """What stands behind `--` is a command, also where no folder stands before it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        left = super().parse_args(ctx, args[:at])
+        ctx.params["command"] = (*ctx.params.get("command", ()), *args[at + 1 :])
+        return left
+
+
 @click.command(
+    cls=Puller,
     help="Pull the model REF (`HOST/REPOSITORY[:TAG][@DIGEST]`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`) into the folder DIR, by "
     "default one named like the repository. Ranges of its files are fetched side by side, each checked; what is in the cache, or "
     "was pulled before it was interrupted, or is part of an older version, is not fetched again. The folder changes in one "
     "step, when all is there. The digest of the model is printed. Exit status: 0 the folder holds the model, 1 it "
     "could not be had (another try may help), 2 wrong usage, 3 what is published is not what it says (another try does not help). "
-    "With a COMMAND, which needs DIR before it, that takes the place of this program when all is there.",
+    "A COMMAND behind `--` takes the place of this program when all is there.",
     epilog="Example: build model pull localhost:5000/models/bert:v1 /models/bert --ready-file /run/ready",
 )
 @click.argument("ref")
