@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, ForkProcess
 
+from builder.errors import ToolError
 from builder.interrupts import ended_by
 
 _PATIENCE = 30.0
@@ -55,12 +56,13 @@ def children(serve: Callable[[Connection], None], count: int) -> Iterator[tuple[
 
     Call it while no other thread is at work: a fork has only the one that made it. `serve` ends by `EOFError` from a pipe
     that has nobody at our end. SIGTERM ends it by `SystemExit`; SIGINT and SIGHUP are left to this process, which decides.
+    Raises `ToolError` where no process can be made.
     """
     context = multiprocessing.get_context("fork")
     made: list[Child] = []
     gc.freeze()  # what the collector never looks at stays shared
     try:
-        with _blocked(_SIGNALS):
+        with _blocked(_SIGNALS), _explained():
             for _ in range(count):
                 made.append(Child(context, serve, [child.connection for child in made]))
         yield tuple(made)
@@ -85,6 +87,17 @@ def _begin(connection: Connection, serve: Callable[[Connection], None], others: 
         serve(connection)
     except (EOFError, ConnectionError):
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ToolError(
+            f"no process can be made: {error.strerror or error}",
+            hint="allow more processes (`ulimit -u`, the container's limit of pids) or more memory",
+        ) from error
 
 
 @contextlib.contextmanager

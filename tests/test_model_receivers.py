@@ -26,7 +26,13 @@ FILES = modelworld.small_files(seed=21, megabytes=48)
 SIZE = sum(map(len, FILES.values()))
 TWO = len(os.sched_getaffinity(0)) > 1
 _RUN = """
-import sys
+import os, sys
+if "FORKS" in os.environ:  # a container's limit of pids
+    forks = iter(range(int(os.environ["FORKS"])))
+    def limit(event, arguments):
+        if event == "os.fork" and next(forks, None) is None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+    sys.addaudithook(limit)
 from builder.cli.main import main
 from builder.models import receivers
 receivers.MUCH = 1 << 20
@@ -51,12 +57,12 @@ def way(registry: str) -> Iterator[FaultRegistry]:
 class Pull:
     """`build model pull`, to which any model is a large one, and the processes that work for it."""
 
-    def __init__(self, way: FaultRegistry, folder: Path, *options: str) -> None:
+    def __init__(self, way: FaultRegistry, folder: Path, *options: str, **environ: str) -> None:
         command = ["model", "pull", f"{way.address}/some/image:v1", "model", "--cache", "cache", "--format", "json"]
         self.process = subprocess.Popen(
             [sys.executable, "-c", _RUN, *command, *options],
             cwd=folder,
-            env={"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "xdg"), "PATH": os.environ["PATH"]},
+            env={"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "xdg"), "PATH": os.environ["PATH"], **environ},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -81,7 +87,9 @@ class Pull:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def watched(way: FaultRegistry, folder: Path, fault: Callable[[int, Pull], Fault | None], *options: str) -> Pull:
+def watched(
+    way: FaultRegistry, folder: Path, fault: Callable[[int, Pull], Fault | None], *options: str, **environ: str
+) -> Pull:
     """A pull that has begun; `fault` is asked at each request for a blob, with its number."""
     numbers = count()
     begun: list[Pull] = []
@@ -95,7 +103,7 @@ def watched(way: FaultRegistry, folder: Path, fault: Callable[[int, Pull], Fault
         return fault(next(numbers), begun[0])
 
     way.decide = decide
-    begun.append(Pull(way, folder, *options))
+    begun.append(Pull(way, folder, *options, **environ))
     return begun[0]
 
 
@@ -219,6 +227,14 @@ def test_none_where_there_are_threads(way: FaultRegistry, tmp_path: Path) -> Non
     pull.process.send_signal(signal.SIGTERM)
     pull.end()
     assert not pull.seen
+    assert found(tmp_path / "model") == FILES
+
+
+@pytest.mark.parametrize("forks", ["0", "1"])
+def test_none_where_none_can_be_had(forks: str, way: FaultRegistry, tmp_path: Path) -> None:
+    pull = watched(way, tmp_path, slow, FORKS=forks)
+    _, err = pull.end()
+    assert (pull.process.returncode, "\n" in err.strip()) == (0, False), err
     assert found(tmp_path / "model") == FILES
 
 

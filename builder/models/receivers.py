@@ -11,9 +11,10 @@ import os
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from builder.errors import ToolError
 from builder.models.filling import write
 from builder.oci.content import Source
 from builder.oci.spec import Descriptor
@@ -99,7 +100,10 @@ def receivers(source: Source, count: int, size: int) -> Iterator[Sequence[Receiv
         return
     from builder.children import children  # few pulls need any
 
-    with children(lambda connection: _serve(source, connection), count) as made:
+    with ExitStack() as stack:
+        made: Sequence[Child] = ()
+        with suppress(ToolError):  # threads do it, too
+            made = stack.enter_context(children(lambda connection: _serve(source, connection), count))
         yield tuple(map(Receiver, made))
 
 
