@@ -216,8 +216,8 @@ def publications(bench: Bench, source: Path, oras: str | None) -> Iterator[Row]:
                 for what, store in (("", 0), (" again", 0), (" again by another machine", 1)):
                     key = f"publish{way_there}{what}: build model publish"
                     costs.setdefault(key, []).append(watch.run(command, stores[store]))
-                for store in stores:
-                    shutil.rmtree(store["XDG_CACHE_HOME"])
+                for each in stores:
+                    shutil.rmtree(each["XDG_CACHE_HOME"])
                 push = _push(oras, source, f"{name}-oras:v1") if oras else []
                 for what in ("", " again") if push else ():
                     costs.setdefault(f"publish{way_there}{what}: oras push", []).append(watch.run(push, environ))
