@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import judges
 import modelworld
 import pytest
 from faultregistry import FaultRegistry, Handler, Reply
+from hypothesis import given
+from hypothesis import strategies as st
 from registryworld import NETWORK, as_stream, described, repository
 from world import Done
 
@@ -24,6 +27,7 @@ from builder.oci.content import Outcome
 from builder.oci.digest import Digest
 from builder.oci.layout import Layout
 from builder.oci.spec import Descriptor
+from builder.parallel import Stop
 from builder.places.delivery import Blob, Delivery, Sink
 from builder.places.remote import Remote
 from builder.progress import Silent
@@ -237,20 +241,60 @@ def test_layouts_and_small_files_wait_for_their_digests(registry: str, tmp_path:
     assert target.sending_since is None
 
 
-@pytest.mark.parametrize("document", [b"[]", b'{"layers": 7}', b'{"layers": [{"size": []}]}', b'{"layers": [7]}', b"{"])
-def test_manifests_that_lie_are_a_reason_to_wait(document: bytes, registry: str, tmp_path: Path) -> None:
+class Told:
+    """A place that says what a test says."""
+
+    def __init__(self, *documents: bytes, tags: tuple[str, ...] = ("v1",)) -> None:
+        self._documents = dict(zip(tags, documents, strict=False))
+
+    def find(self, tag: str) -> Descriptor | None:
+        return described(self._documents[tag], tag) if tag in self._documents else None
+
+    def tags_like(self, tag: str, count: int) -> list[str]:
+        return list(self._documents)[:count]
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        return self._documents[descriptor.media_type]
+
+
+def sizes(place: Told, *tags: str) -> frozenset[int] | None:
+    return early._sizes(place, tags)  # type: ignore[arg-type] # as much of a place as it asks
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["layers", "size", "digest", "x"]), inner),
+    max_leaves=12,
+)
+
+
+@given(st.lists(anything.map(json.dumps).map(str.encode) | st.binary(max_size=40), max_size=3), st.booleans())
+def test_manifests_may_say_anything(documents: list[bytes], named: bool) -> None:
+    """What cannot be understood is a reason to wait for the digest."""
+    place = Told(*documents, tags=("v1", "v2", "v3") if named else ("a", "b", "c"))
+    found = sizes(place, "v1")
+    assert found is None or isinstance(found, frozenset)
+
+
+def test_manifests_that_cannot_be_understood_are_a_reason_to_wait() -> None:
+    good = json.dumps({"layers": [{"size": 7}, {"size": 9}]}).encode()
+    assert sizes(Told(good), "v1") == frozenset({7, 9})
+    assert sizes(Told(good), "v2") == frozenset({7, 9})
+    assert sizes(Told(), "v1") == frozenset()
+    deep = b'{"layers": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    for document in (b"[]", b'{"layers": 7}', b'{"layers": [{"size": []}]}', b'{"layers": [7]}', b"{", b"\xff", deep):
+        assert sizes(Told(good, document, tags=("v1", "v2")), "v1", "v2") is None, document[:20]
+
+
+def test_a_place_that_cannot_be_asked_is_a_reason_to_wait(registry: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     with path.open("wb") as file:
         file.truncate(early.LEAST)
-
-    def lie(handler: Handler, body: bytes) -> bool:
-        handler.reply(Reply(200, {"Content-Type": "application/vnd.oci.image.manifest.v1+json"}, document).sized())
-        return True
-
-    with faults.before(registry, decide=faults.always({"GET manifests": lie})) as proxy:
+    broken = {"GET manifests": faults.damaged_answer, "GET tags": faults.busy(403)}
+    with faults.before(registry, decide=faults.always(broken)) as proxy:
         target = Remote(Reference.parse(f"{proxy.address}/lying/m"), Client(NETWORK), Keychain(), writing=True)
         with Early([Sink("there", target, ("v1",))], 1) as begun:
             begun.begin(path)
             (ahead,) = begun._begun
-            assert ahead.taken(lambda _: None, target._stop) is None
+            assert ahead.taken(lambda _: None, Stop()) is None
         assert not proxy.requests("POST uploads")

@@ -22,7 +22,7 @@ from builder.client import NotFoundError, TransientError
 from builder.errors import BuilderError, FetchError
 from builder.oci.content import Outcome
 from builder.parallel import Stop, StoppedError
-from builder.registry import DamagedBlobError, DeniedError, WrongBytesError, stream, upload
+from builder.registry import DamagedBlobError, DeniedError, WrongBytesError, outgoing, stream, upload
 from builder.registry.reference import Reference
 from builder.settings import Network
 
@@ -60,7 +60,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "PART", 16 << 10)
     monkeypatch.setattr(upload, "CHUNK", 48 << 10)
     monkeypatch.setattr(upload, "_SMALLEST_CHUNK", 8 << 10)
-    monkeypatch.setattr(upload, "_PIECE", 8 << 10)
+    monkeypatch.setattr(outgoing, "PIECE", 8 << 10)
 
 
 PASSING: dict[str, Fault] = {

@@ -2,11 +2,11 @@
 
 from builder.registry.auth import DeniedError
 from builder.registry.credentials import Credentials, CredentialsError, Keychain
+from builder.registry.outgoing import DamagedBlobError
 from builder.registry.reference import BadReferenceError, Reference
 from builder.registry.repository import MANIFESTS, Repository
 from builder.registry.session import RegistryError
 from builder.registry.stream import NoRangesError, WrongBytesError
-from builder.registry.upload import DamagedBlobError
 
 __all__ = [
     "MANIFESTS",

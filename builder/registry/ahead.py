@@ -10,10 +10,10 @@ from pathlib import Path
 
 from builder.errors import FetchError
 from builder.parallel import Stop, StoppedError
+from builder.registry.outgoing import PIECE
 from builder.registry.session import Session
 from builder.registry.upload import reached
 
-_PIECE = 1 << 20
 _POLL = 0.05
 _GRACE = 2.0
 _TIMEOUT = 600.0
@@ -100,11 +100,11 @@ class Ahead:
 
     def _pieces(self) -> Iterator[memoryview]:
         """The bytes, as many as there are until it is to end; a file that becomes shorter is noticed by whoever hashes it."""
-        buffer = memoryview(bytearray(_PIECE))
+        buffer = memoryview(bytearray(PIECE))
         self._sent = 0
         with self.path.open("rb", buffering=0) as file:
             while (left := self.size - self._sent) and not self._stop.is_set():
-                count = file.readinto(buffer[: min(left, _PIECE)])
+                count = file.readinto(buffer[: min(left, PIECE)])
                 if not count:
                     return
                 yield buffer[:count]

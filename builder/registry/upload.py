@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from builder.client import Answer, Body, NotFoundError, TransientError
-from builder.errors import BuilderError, FetchError
+from builder.errors import FetchError
 from builder.oci.content import Outcome
-from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop
 from builder.registry.auth import DeniedError
+from builder.registry.outgoing import Open, Outgoing
 from builder.registry.session import DeniedElsewhereError, RegistryError, Session
 
 if TYPE_CHECKING:
@@ -24,25 +23,12 @@ if TYPE_CHECKING:
 
 CHUNK = 64 << 20
 _SMALLEST_CHUNK = 1 << 20
-_PIECE = 1 << 20
 _COMMIT_TIMEOUT = 600.0
 _MAX_MOUNTS = 3
 _ONE_BY_ONE = 2
 _TOO_MUCH_AT_ONCE = frozenset({405, 411, 413, 415, 501})
 _LOST = frozenset({"BLOB_UPLOAD_INVALID", "BLOB_UPLOAD_UNKNOWN", "DIGEST_INVALID", "SIZE_INVALID"})
 _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
-
-Open = Callable[[], AbstractContextManager[BinaryIO]]
-
-
-class DamagedBlobError(BuilderError):
-    """The bytes of a blob that are to be sent are not those of its digest."""
-
-    hint = "run the same command again: what is damaged is made or fetched anew"
-
-    def __init__(self, message: str, descriptor: Descriptor) -> None:
-        super().__init__(message)
-        self.descriptor = descriptor
 
 
 def has(session: Session, kind: str, descriptor: Descriptor, headers: Mapping[str, str] | None = None) -> bool:
@@ -82,8 +68,8 @@ class Upload:
         self._session = session
         self._descriptor = descriptor
         self._ahead = ahead
-        self._path = path
-        self._open = open if path is None else lambda: path.open("rb", buffering=0)
+        opened = open if path is None else lambda: path.open("rb", buffering=0)
+        self._bytes = Outgoing(descriptor, opened, self._name)
         self._mounts = tuple(mounts)[:_MAX_MOUNTS]
         self._advance = advance
         self._stop = stop
@@ -276,7 +262,7 @@ class Upload:
                 raise
             self._location = None
             if "DIGEST_INVALID" in error.codes:
-                self._check_own()
+                self._bytes.check(self._stop)
             raise TransientError(str(error)) from error
 
     def _check_stored(self, answer: Answer) -> None:
@@ -284,14 +270,6 @@ class Upload:
         if told != str(self._descriptor.digest):
             self._location = None
             raise TransientError(f"{self._name}: the registry says that it stored {told[:80]!r}")
-
-    def _check_own(self) -> None:
-        """Raises `DamagedBlobError` if it is our bytes that are wrong."""
-        state = hashlib.sha256()
-        for piece in self._pieces(0, self._descriptor.size, silent=True):
-            state.update(piece)
-        if Digest(state.hexdigest()) != self._descriptor.digest:
-            raise DamagedBlobError(f"{self._name}: the bytes to be sent are damaged", self._descriptor)
 
     def _recover(self) -> None:
         """Asks how much has arrived; where that cannot be told, the upload begins anew."""
@@ -337,32 +315,12 @@ class Upload:
     def _name(self) -> str:
         return f"{self._session.reference.name}: blob {self._descriptor.digest}"
 
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            # left as it is, it would be taken for a broken connection
-            raise BuilderError(f"{self._name}: its bytes cannot be read: {error.strerror or error}") from error
+    def _count(self, amount: int) -> None:
+        self._sent += amount
+        self._advance(amount)
 
-    def _pieces(self, start: int, end: int, *, silent: bool = False) -> Iterator[memoryview]:
-        """The bytes from `start` to `end` in pieces. Raises `DamagedBlobError` if there are fewer, or more at the end."""
-        buffer = memoryview(bytearray(_PIECE))
-        with self._readable(), self._open() as source:
-            _skip(source, start, buffer)
-            left = end - start
-            while left:
-                self._stop.check()
-                count = _readinto(source, buffer[: min(left, _PIECE)])
-                if not count:
-                    raise DamagedBlobError(f"{self._name}: the bytes to be sent end {left} too early", self._descriptor)
-                left -= count
-                if not left and end == self._descriptor.size and source.read(1):
-                    raise DamagedBlobError(f"{self._name}: more bytes are to be sent than it has", self._descriptor)
-                yield buffer[:count]
-                if not silent:
-                    self._sent += count
-                    self._advance(count)
+    def _pieces(self, start: int, end: int) -> Iterator[memoryview]:
+        return self._bytes.pieces(start, end, self._stop, self._count)
 
 
 def reached(answer: Answer) -> int | None:
@@ -371,22 +329,3 @@ def reached(answer: Answer) -> int | None:
     if not match:
         return None
     return int(match[1]) + 1 if int(match[1]) else 0
-
-
-def _readinto(source: BinaryIO, buffer: memoryview) -> int:
-    if hasattr(source, "readinto"):
-        return source.readinto(buffer) or 0
-    data = source.read(len(buffer))
-    buffer[: len(data)] = data
-    return len(data)
-
-
-def _skip(source: BinaryIO, count: int, buffer: memoryview) -> None:
-    if count and source.seekable():
-        source.seek(count)
-        return
-    while count:
-        read = _readinto(source, buffer[: min(count, len(buffer))])
-        if not read:
-            return  # the next read finds out
-        count -= read
