@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -160,6 +161,18 @@ def test_a_precision(tmp_path: Path) -> None:
     config = read_config(layout, found)["config"]
     assert config == {"format": "safetensors", "paramSize": "65.5k", "precision": "bfloat16"}
     assert found.annotations["org.opencontainers.image.base.digest"].startswith("sha256:")
+
+
+def test_numbers_that_do_not_fit_a_precision(tmp_path: Path) -> None:
+    """The way out that the error names is one."""
+    pytest.importorskip("numpy")
+    data = modelworld.safetensors({"w": ("F32", (2, 2), struct.pack("<4f", 1, 2, -70000, 3))})
+    modelworld.write_files(tmp_path / "m", {"model.safetensors": data})
+    refused = published(tmp_path, "m", "oci:out:v1", "--precision", "fp16")
+    assert (refused.code, "-70000 does not fit" in refused.err) == (1, True)
+    assert "--allow-overflow=clamp" in refused.err
+    assert published(tmp_path, "m", "oci:out:v1", "--precision", "fp16", "--allow-overflow=clamp").code == 0
+    assert published(tmp_path, "m", "oci:out:v1", "--allow-overflow=clamp").code == 2
 
 
 def test_the_image_beside_it(registry: str, bert: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from builder.cli.table import table
 from builder.layers.untar import readable
 from builder.models.convert.report import PRECISIONS, Conversion, ConvertedFile, ConvertedTensor, Errors, Precision
 from builder.profile.models import scheme_of
-from builder.progress import human_size
+from builder.progress import counted, human_size
 
 
 @click.command(
@@ -129,7 +129,7 @@ def _summary(done: Conversion) -> Iterator[str]:
         worst = min(changed, key=lambda tensor: (tensor.errors.sqnr, tensor.name))
         yield f"furthest away: {readable(worst.name)}, SQNR {_decibels(worst.errors)}"
     if errors.clamped:
-        yield f"{errors.clamped} numbers did not fit and were clamped"
+        yield f"{counted(errors.clamped, 'number')} did not fit and {'was' if errors.clamped == 1 else 'were'} clamped"
 
 
 def _document(done: Conversion) -> dict[str, object]:

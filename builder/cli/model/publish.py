@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -55,6 +56,11 @@ _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 @click.option(
     "--precision", type=click.Choice(list(PRECISIONS)), help="Convert the weights of safetensors files first."
 )
+@click.option(
+    "--allow-overflow",
+    type=click.Choice(["clamp"]),
+    help="Make numbers that do not fit the --precision the largest ones that do, instead of failing.",
+)
 @click.option("--name", help="What the model is called.  [default: by its source]")
 @click.option("--version", help="Its version.")
 @click.option("--title", help="Its title, for people.")
@@ -80,6 +86,7 @@ def publish(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     precision: str | None,
+    allow_overflow: Literal["clamp"] | None,
     name: str | None,
     licenses: tuple[str, ...],
     annotations: tuple[str, ...],
@@ -94,6 +101,10 @@ def publish(
         for place in map(Destination.parse, destinations)
     ]
     second = [_of_image(place) for place in places] if with_image else []
+    if allow_overflow and not precision:
+        raise UsageError(
+            "--allow-overflow is about the numbers of a --precision", hint="add --precision fp16, or leave it out"
+        )
     root, text = _rooted(source)
     model = Model(
         name=_checked(name or _name_of(source)),
@@ -101,6 +112,7 @@ def publish(
         include=include,
         exclude=exclude,
         precision=precision,
+        overflow=allow_overflow,
         licenses=licenses,
     )
     words = {key: value for key, value in said.items() if value}

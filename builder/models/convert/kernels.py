@@ -158,7 +158,7 @@ def pack(out: Any, columns: int) -> Any:
 
 def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -> Errors:
     clamped = unbounded = 0
-    signal, most = _power(part), _OVERFLOWS[target]
+    source, signal, most = part, _power(part), _OVERFLOWS[target]
     same = signal < most * most / 2 or bool(max(part.max(), -part.min()) < most)  # of no number, neither is true
     if not same:
         bounded = np.isfinite(part)
@@ -171,8 +171,8 @@ def _cast(part: Floats, out: npt.NDArray[np.uint16], target: str, clamp: bool) -
     if unbounded:
         none = np.isnan(part)  # one form of it: what is kept of others depends on the processor
         out[none] = _NONE[target] | np.signbit(part[none]).astype(np.uint16) << 15
-        part, near = part[bounded], near[bounded]
-    found = _errors(part, near, signal if same else None)
+        source, near = source[bounded], near[bounded]
+    found = _errors(source, near, signal if same else None)
     return Errors(found.largest, found.signal, found.noise, clamped, unbounded)
 
 
