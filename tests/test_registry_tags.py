@@ -12,7 +12,7 @@ import pytest
 from faultregistry import Fault, FaultRegistry, Handler, Reply
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
-from registryworld import NETWORK, image, push, repository
+from registryworld import NETWORK, USER, image, push, repository
 from world import run
 
 from builder.client import NotFoundError
@@ -63,6 +63,14 @@ def test_who_only_looks_is_told_nothing(way: FaultRegistry) -> None:
     assert repository(way.address, "few").find("v1.1") is None
     assert told(way.address, "few", "sha256:" + "0" * 64) == USUAL
     assert way.requests("GET tags") == []
+
+
+def test_who_has_to_log_in_is_told_with_the_same_token(registry: str) -> None:
+    with faultregistry.before(registry, users={USER.user: USER.password}) as state:
+        with pytest.raises(NotFoundError) as caught:
+            repository(state.address, "few", network=NETWORK, writing=False, credentials=USER).resolve("v1.1")
+        assert str(caught.value.hint).startswith("did you mean v1.10? ")
+        assert len(state.requests("GET token")) == 1
 
 
 def test_a_user_with_another_tag_in_mind(way: FaultRegistry, tmp_path: Path) -> None:
