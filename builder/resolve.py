@@ -36,7 +36,7 @@ from builder.sources.simple import Catalogue
 
 if TYPE_CHECKING:
     from builder.base.locking import OwnPlaces
-    from builder.cuda.flavours import Asked
+    from builder.cuda.flavours import Asked as CudaAsked
     from builder.findings.flavour import Composed
     from builder.models.sources import Means
     from builder.sources.debian import Archive
@@ -84,14 +84,7 @@ def resolve(
     if unmoved and (unmoved.start and unmoved.start.unordered) != found.start:
         unmoved = None
     platforms = tuple(
-        _with_contract(
-            _platform(loaded, platform, places, _of(previous, platform), upgrade, progress, own, found.files),
-            loaded,
-            found.files,
-            _of(previous, platform),
-            places,
-            progress,
-        )
+        _platform(_Asked(loaded, platform, places, _of(previous, platform), upgrade, progress, found.files), own)
         for platform in sorted(profile.platforms)
     )
     if isinstance(upgrade, frozenset):
@@ -120,129 +113,115 @@ def resolve(
     return lock if lock == previous else replace(lock, created=created)
 
 
-def _platform(
-    loaded: LoadedProfile,
-    platform: Platform,
-    places: Places,
-    previous: LockedPlatform | None,
-    upgrade: bool | frozenset[str],
-    progress: Progress,
-    own: OwnPlaces,
-    files: Sequence[LockedLocal],
-) -> LockedPlatform:
-    profile = loaded.profile
-    nix, own = _nix(profile, platform, places, previous, upgrade, progress, own)
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be locked for one platform: `previous` is what was locked for it, `files` are those of the profile's folder."""
+
+    loaded: LoadedProfile
+    platform: Platform
+    places: Places
+    previous: LockedPlatform | None
+    upgrade: bool | frozenset[str]
+    progress: Progress
+    files: Sequence[LockedLocal]
+
+    @property
+    def profile(self) -> Profile:
+        return self.loaded.profile
+
+    @property
+    def python(self) -> LockedPython | None:
+        """The Python that was locked."""
+        return self.previous.python if self.previous else None
+
+
+def _platform(asked: _Asked, own: OwnPlaces) -> LockedPlatform:
+    """The inputs of a platform, with what it asks of GPUs, where the profile speaks of CUDA or GPUs."""
+    locked, gpu = _inputs(asked, own), asked.profile.gpu
+    if not gpu and not asked.profile.cuda:
+        return locked
+    from builder.binaries.contract import contract
+
+    before = asked.previous.gpu if asked.previous else None
+    files = [(file.to, asked.loaded.root / file.source) for file in asked.files if file.target is None]
+    return replace(
+        locked, gpu=contract(locked, files, gpu, before, asked.places.store, asked.places.ensure, asked.progress)
+    )
+
+
+def _inputs(asked: _Asked, own: OwnPlaces) -> LockedPlatform:
+    profile, platform = asked.profile, asked.platform
+    nix, own = _nix(asked, own)
     if profile.base is None:
         return LockedPlatform(platform, nix=nix)
     found: LockedDebian | None = None
     image: LockedImage | None = None
     closure: tuple[str, ...] = ()
     if profile.base.image:
-        image = _image(profile, platform, places, previous, own, upgrade, progress)
+        image = _image(asked, own)
         if profile.cuda:
             from builder.cuda import environment
 
             environment.check(profile.cuda.version, profile.cuda.flavour, dict(image.execution.env))
     else:
-        found, closure = _debian(profile, platform, places, previous, upgrade, progress)
+        found, closure = _debian(asked)
     below = image or found
     assert below
     if not profile.python and not profile.cuda:
         return LockedPlatform(platform, found, image=image, nix=nix)
-    request = request_of(loaded, platform, image)
-    wheels, cuda = _wheels(loaded, platform, below, request, places, previous, upgrade, progress, files)
+    request = request_of(asked.loaded, platform, image)
+    wheels, cuda = _wheels(asked, below, request)
     version = python_version(profile, image)
-    wheels = _slim(profile, wheels, version, places)
+    wheels = _slim(profile, wheels, version, asked.places)
     python = None
     if profile.python:
         python = LockedPython(
             version=version,
             executable=image.executable if image else f"/usr/bin/python{version}",
-            bytecode=profile.python.bytecode is True
-            if image
-            else _bytecode(profile.python, platform, places.architecture, previous.python if previous else None),
+            bytecode=profile.python.bytecode is True if image else _bytecode(asked, profile.python),
             interpreter=closure,
             request=request,
             wheels=wheels,
-            compiler=_compiler(profile.python, version, platform, places, previous, upgrade) if image else (),
+            compiler=_compiler(asked, profile.python, version) if image else (),
         )
     elif cuda:
         cuda = replace(cuda, python=version, wheels=wheels)
     return LockedPlatform(platform, found, python, cuda=cuda, image=image, nix=nix)
 
 
-def _nix(
-    profile: Profile,
-    platform: Platform,
-    places: Places,
-    previous: LockedPlatform | None,
-    upgrade: bool | frozenset[str],
-    progress: Progress,
-    own: OwnPlaces,
-) -> tuple[LockedNix | None, OwnPlaces]:
+def _nix(asked: _Asked, own: OwnPlaces) -> tuple[LockedNix | None, OwnPlaces]:
     """What comes from Nix, and the places of ours with those of that."""
-    if not profile.nix:
+    if not asked.profile.nix:
         return None, own
     from builder.sources import nix
 
-    assert places.nix
-    before = previous.nix if previous else None
-    with progress.task(f"lock what comes from Nix for {platform}", None):
-        found = nix.lock(profile.from_nix, platform.architecture, places.nix, before, upgrade)
+    assert asked.places.nix
+    before = asked.previous.nix if asked.previous else None
+    with asked.progress.task(f"lock what comes from Nix for {asked.platform}", None):
+        architecture = asked.platform.architecture
+        found = nix.lock(asked.profile.from_nix, architecture, asked.places.nix, before, asked.upgrade)
     return found, (own[0] + nix.places(found), own[1] + nix.places(before))
 
 
-def _with_contract(
-    locked: LockedPlatform,
-    loaded: LoadedProfile,
-    files: Sequence[LockedLocal],
-    previous: LockedPlatform | None,
-    places: Places,
-    progress: Progress,
-) -> LockedPlatform:
-    """The platform with what it asks of GPUs, where the profile speaks of CUDA or GPUs."""
-    gpu = loaded.profile.gpu
-    if not gpu and not loaded.profile.cuda:
-        return locked
-    from builder.binaries.contract import contract
-
-    before = previous.gpu if previous else None
-    own = [(file.to, loaded.root / file.source) for file in files if file.target is None]
-    return replace(locked, gpu=contract(locked, own, gpu, before, places.store, places.ensure, progress))
-
-
-def _image(
-    profile: Profile,
-    platform: Platform,
-    places: Places,
-    previous: LockedPlatform | None,
-    own: OwnPlaces,
-    upgrade: bool | frozenset[str],
-    progress: Progress,
-) -> LockedImage:
+def _image(asked: _Asked, own: OwnPlaces) -> LockedImage:
     """The base image, pinned by its digest, with what the files of it say that decides about what goes on top."""
     from builder.base import locking
 
+    places = asked.places
     assert places.base
-    packer = Packer(places.store.root, Folder(Path()), soci_settings(profile))
+    packer = Packer(places.store.root, Folder(Path()), soci_settings(asked.profile))
     reader = locking.Reader(places.store, places.ensure, lambda layer: packer(layer, lambda _: None), places.base)
-    with progress.task(f"lock the base image for {platform}", None):
-        return locking.resolve(profile, platform, reader, previous.image if previous else None, own, upgrade)
+    before = asked.previous.image if asked.previous else None
+    with asked.progress.task(f"lock the base image for {asked.platform}", None):
+        return locking.resolve(asked.profile, asked.platform, reader, before, own, asked.upgrade)
 
 
-def _compiler(
-    python: Python,
-    version: str,
-    platform: Platform,
-    places: Places,
-    previous: LockedPlatform | None,
-    upgrade: bool | frozenset[str],
-) -> tuple[LockedDeb, ...]:
+def _compiler(asked: _Asked, python: Python, version: str) -> tuple[LockedDeb, ...]:
     """Debian's interpreter that makes bytecode for an image's own: bytecode is the same for all releases of a version."""
-    before = previous.python if previous else None
+    before = asked.python
     if python.bytecode is not True:
         return ()
-    if before and before.compiler and before.version == version and upgrade is not True:
+    if before and before.compiler and before.version == version and asked.upgrade is not True:
         return before.compiler
     from builder.sources import debian  # what only resolving needs takes long to import
 
@@ -253,26 +232,20 @@ def _compiler(
             hint=f"write auto, for none, or choose a base image with Python {' or '.join(PYTHON_OF.values())}",
         )
     minimal = f"python{version}-minimal"
-    resolution = debian.resolve(suite, platform.architecture, [minimal], places.archives[suite])
+    resolution = debian.resolve(suite, asked.platform.architecture, [minimal], asked.places.archives[suite])
     names = set(resolution.closure([minimal]))
     return tuple(deb for deb in resolution.locked.packages if deb.name in names)
 
 
-def _debian(
-    profile: Profile,
-    platform: Platform,
-    places: Places,
-    previous: LockedPlatform | None,
-    upgrade: bool | frozenset[str],
-    progress: Progress,
-) -> tuple[LockedDebian, tuple[str, ...]]:
+def _debian(asked: _Asked) -> tuple[LockedDebian, tuple[str, ...]]:
     """The Debian packages, and those of them that the interpreter needs to run."""
     from builder.sources import debian  # what only resolving needs takes long to import
     from builder.sources.solve import SKIP
 
+    profile, upgrade = asked.profile, asked.upgrade
     assert profile.base
     assert profile.base.debian
-    suite, architecture = profile.base.debian, platform.architecture
+    suite, architecture = profile.base.debian, asked.platform.architecture
     wanted = {*_ALWAYS, *profile.base.packages}
     minimal = f"python{profile.python.version}-minimal" if profile.python else None
     if profile.python:
@@ -280,35 +253,28 @@ def _debian(
     if profile.cuda:
         from builder.cuda import flavours
 
-        wanted |= set(flavours.packages(_asked(profile.cuda)))
+        wanted |= set(flavours.packages(_cuda(profile.cuda)))
     skip = {**SKIP, "*": {*SKIP["*"], *profile.base.skip}}
-    before = previous.debian if previous else None
+    before = asked.previous.debian if asked.previous else None
     names = {deb.name for deb in before.packages} if before else set()
     unmoved = before and before.request == debian.request(suite, architecture, wanted, skip)
     if before and unmoved and upgrade is not True and not (upgrade or _NO_UPGRADE) & names:
-        return before, previous.python.interpreter if previous and previous.python else ()
-    with progress.task(f"lock Debian {suite} for {platform}", None):
+        return before, asked.python.interpreter if asked.python else ()
+    with asked.progress.task(f"lock Debian {suite} for {asked.platform}", None):
         keep = None if upgrade is True else before
         moving: Collection[str] = upgrade if isinstance(upgrade, frozenset) else ()
         resolution = debian.resolve(
-            suite, architecture, wanted, places.archives[suite], previous=keep, upgrade=moving, skip=skip
+            suite, architecture, wanted, asked.places.archives[suite], previous=keep, upgrade=moving, skip=skip
         )
     return resolution.locked, resolution.closure([minimal]) if minimal else ()
 
 
 def _wheels(
-    loaded: LoadedProfile,
-    platform: Platform,
-    base: LockedDebian | LockedImage,
-    request: str,
-    places: Places,
-    previous: LockedPlatform | None,
-    upgrade: bool | frozenset[str],
-    progress: Progress,
-    files: Sequence[LockedLocal],
+    asked: _Asked, base: LockedDebian | LockedImage, request: str
 ) -> tuple[tuple[LockedWheel, ...], LockedCuda | None]:
     """The wheels of Python and CUDA together, and which CUDA that is; kept where nothing else is asked for."""
-    profile = loaded.profile
+    profile, platform, places = asked.profile, asked.platform, asked.places
+    previous, upgrade = asked.previous, asked.upgrade
     if isinstance(upgrade, frozenset):
         upgrade = frozenset(map(canonicalize_name, upgrade))
     before = tuple(replace(wheel, drop=()) for wheel in previous.wheels) if previous else ()
@@ -321,21 +287,21 @@ def _wheels(
     image, debian = (base, None) if isinstance(base, LockedImage) else (None, base)
     version = python_version(profile, image)
     target = target_of(version, platform, base)
-    asked = requirements_of(loaded, profile.python) if profile.python else Requirements()
-    with progress.task(f"lock {'Python packages' if profile.python else 'CUDA'} for {platform}", None):
+    wanted = requirements_of(asked.loaded, profile.python) if profile.python else Requirements()
+    with asked.progress.task(f"lock {'Python packages' if profile.python else 'CUDA'} for {platform}", None):
         if profile.cuda is None:
             from builder.sources import pypi
 
-            found = pypi.resolve(asked, target, catalogue=places.catalogue, previous=before, upgrade=upgrade)
+            found = pypi.resolve(wanted, target, catalogue=places.catalogue, previous=before, upgrade=upgrade)
             return found, None
         from builder.sources import toolkit
 
-        cuda = _asked(profile.cuda)
+        cuda = _cuda(profile.cuda)
         release = previous.cuda.version if previous and previous.cuda else None
 
-        def composed(flavour: Asked) -> Composed:
+        def composed(flavour: CudaAsked) -> Composed:
             found = toolkit.resolve(
-                asked, flavour, target, catalogue=places.catalogue, previous=before, release=release, upgrade=upgrade
+                wanted, flavour, target, catalogue=places.catalogue, previous=before, release=release, upgrade=upgrade
             )
             return found.wheels, LockedCuda(found.version, flavour.flavour, request)
 
@@ -345,12 +311,12 @@ def _wheels(
     from builder.findings import inputs
 
     executable = (image.executable if image else f"/usr/bin/python{version}") if profile.python else ""
-    own = inputs.own(files, loaded.root)
-    means = smallest.Means(places.store, places.ensure, progress, dict(profile.image.env), own)
+    own = inputs.own(asked.files, asked.loaded.root)
+    means = smallest.Means(places.store, places.ensure, asked.progress, dict(profile.image.env), own)
     return smallest.decide(cuda, composed, LockedPlatform(platform, debian, image=image), version, executable, means)
 
 
-def _asked(cuda: Cuda) -> Asked:
+def _cuda(cuda: Cuda) -> CudaAsked:
     from builder.cuda.flavours import Asked
 
     return Asked(cuda.version, cuda.flavour, cuda.cudnn, cuda.nccl)
@@ -367,11 +333,11 @@ def _slim(profile: Profile, wheels: Sequence[LockedWheel], version: str, places:
     return slim.decide(whole, rules, version, places.store, places.ensure)
 
 
-def _bytecode(python: Python, platform: Platform, architecture: str, before: LockedPython | None) -> bool:
+def _bytecode(asked: _Asked, python: Python) -> bool:
     """`auto` is decided once, when a platform is first locked: a relock on another machine changes no image."""
     if python.bytecode != "auto":
         return python.bytecode
-    return before.bytecode if before else platform.architecture == architecture
+    return asked.python.bytecode if asked.python else asked.platform.architecture == asked.places.architecture
 
 
 def _models(
