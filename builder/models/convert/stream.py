@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import queue
 import struct
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -20,6 +18,7 @@ from typing import Any
 
 from builder import workers
 from builder.errors import BuilderError
+from builder.models.convert.hashing import Hashing
 from builder.models.convert.memory import pages
 from builder.models.convert.outputs import Output, encode_header
 from builder.models.convert.report import ConvertedTensor, Errors
@@ -90,7 +89,7 @@ def write(
         passing = hashlib.sha256() if alone and in_order else None
         conversion = _Conversion(source.file.path, file.fileno(), out.fileno(), target, clamp, passing)
         conversion.put(head, 0)
-        hashing = _Hashing(written.fileno(), stretches)
+        hashing = Hashing(written.fileno(), [stretch.end for stretch in stretches])
 
         def note(done: tuple[int, dict[str, Errors]]) -> None:
             number, found = done
@@ -199,57 +198,6 @@ class _Conversion:
                 f"{self._path}: tensor {tensor.name} has numbers that are infinite or none, for which there is no scale",
                 hint="the weights are damaged, or it is no weight: choose fp16 or bf16",
             ) from error
-
-
-class _Hashing:
-    """The sha256 of a file while it is written: a thread hashes what is there from the beginning."""
-
-    def __init__(self, descriptor: int, stretches: Sequence[_Stretch]) -> None:
-        self._descriptor = descriptor
-        self._ends = [stretch.end for stretch in stretches]
-        self._there: set[int] = set()
-        self._next = 0
-        self._digest = hashlib.sha256()
-        self._error: Exception | None = None
-        self._orders: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        """Begins; only when all processes are made."""
-        self._thread.start()
-
-    def there(self, number: int) -> None:
-        """A stretch is written."""
-        self._there.add(number)
-        while self._next in self._there:
-            self._orders.put(self._ends[self._next])
-            self._next += 1
-
-    def digest(self) -> str:
-        """The sha256 of the file, when all is written."""
-        self.stop()
-        if self._error:
-            raise self._error
-        return self._digest.hexdigest()
-
-    def stop(self) -> None:
-        """Ends, when what was written is hashed."""
-        self._orders.put(None)
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        at, memory = 0, pages(BLOCK)
-        try:
-            while (end := self._orders.get()) is not None:
-                while at < end:
-                    count = os.preadv(self._descriptor, [memory[: end - at]], at)
-                    if not count:
-                        raise EOFError("what was written is gone")
-                    self._digest.update(memory[:count])
-                    at += count
-        except Exception as error:
-            self._error = error
 
 
 def _stretches(made: Sequence[Output], at: int) -> Iterator[_Stretch]:
