@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -291,6 +292,44 @@ def test_a_cache_of_a_group(registry: str, tmp_path: Path) -> None:
     assert len([path for path in modes if path.parent.name == "partial"]) == 2
     assert {mode for path, mode in modes.items() if path.is_dir()} == {0o775}
     assert {mode for path, mode in modes.items() if path.parent.name in ("locks", "partial")} == {0o664}
+
+
+LOCKLESS = """
+import ctypes, errno, platform, struct, sys
+from pathlib import Path
+from builder.cli import main
+from builder.models.opening import open_model
+from builder.models.placing import How, place
+from builder.store import Store
+
+reference, cache = sys.argv[1:]
+model = open_model(reference, cache=cache)
+files = [file for file in model.files if file.path.endswith(".json")]
+assert files and all(model.path(file.path) for file in files)
+
+# from here on the kernel says of each flock what it says on file systems without locks (linux/filter.h, linux/seccomp.h)
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, {"x86_64": 73}.get(platform.machine(), 32)), (6, 0, 0, 0x50000 | errno.ENOLCK)]
+code = b"".join(struct.pack("HBBI", *step) for step in [*steps, (6, 0, 0, 0x7FFF0000)])
+program = ctypes.create_string_buffer(struct.pack("HP", 4, ctypes.addressof(room := ctypes.create_string_buffer(code))))
+libc = ctypes.CDLL(None)
+assert not libc.prctl(38, 1, 0, 0, 0) and not libc.prctl(22, 2, program, 0, 0)
+
+place(Store(Path(cache)), model.digest, files, Path("model"), How.AUTO, force=False)
+place(Store(Path(cache)), model.digest, files, Path("model"), How.AUTO, force=False)
+assert sorted(str(path) for path in Path("model").rglob("*.json")) == sorted(
+    ["model/.build/model.json", *(f"model/{file.path}" for file in files)]
+)
+sys.exit(main.run(["model", "pull", reference, "other", "--cache", cache]))
+"""
+
+
+def test_a_file_system_without_locks(registry: str, tmp_path: Path) -> None:
+    """A folder may lie on one; a cache may not, and the error says where it may."""
+    command = [sys.executable, "-c", LOCKLESS, f"{registry}/some/image:v1", str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, "its file system has no locks" in done.stderr) == (1, True), done.stderr
+    assert "hint: name a place on a local disk" in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_journal_of_another_boot_does_not_count(tmp_path: Path) -> None:

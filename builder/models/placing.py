@@ -24,6 +24,7 @@ from builder.models.values import INDEX_PATH, ModelFile
 from builder.oci.digest import Digest
 from builder.progress import human_size
 from builder.store import Store, free_bytes
+from builder.store.locks import hold_where_possible
 
 MARKER = str(Path(INDEX_PATH).with_name("model.json"))
 """Where a folder says which model it holds."""
@@ -190,7 +191,7 @@ def _staging(folder: Path, inside: bool) -> Iterator[Path]:
         _sweep(parent, prefix)
         staged = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
         descriptor = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        hold_where_possible(descriptor, fcntl.LOCK_SH)
     try:
         made = staged / "new"
         made.mkdir()
@@ -276,7 +277,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Keeps others out while something in the folder changes its name."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        hold_where_possible(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -17,6 +18,8 @@ IN_USE = "in-use"
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _POLL = 0.1
+LOCKLESS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""What locking says on a file system that has no locks, such as Lustre as it is usually mounted."""
 
 
 def acquire(root: Path, name: str, *, shared: bool = False, check: Callable[[], None] | None = None) -> int:
@@ -43,7 +46,7 @@ def attempt(root: Path, name: str) -> int | None:
 def is_held(path: Path) -> bool:
     """Whether somebody holds a lock on that very file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _opened(path)
     except FileNotFoundError:
         return False
     try:
@@ -72,9 +75,25 @@ def is_same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
+def hold_where_possible(descriptor: int, operation: int) -> None:
+    """Locks an open file or folder; where its file system has no locks, nobody is kept out."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:
+        if error.errno not in LOCKLESS:
+            raise
+
+
 def file_name(name: str) -> str:
     """`name` itself where that is a harmless file name, else its digest."""
     return name if _PLAIN_NAME.fullmatch(name) else Digest.of(name.encode()).hex
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS locks nothing that is open to be read only
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _hold(root: Path, name: str, operation: int) -> int:

@@ -332,6 +332,11 @@ def _explained(root: Path) -> Iterator[None]:
                 f"{root}: the store is full: {error.strerror}",
                 hint=MAKE_ROOM,
             ) from error
+        if error.errno in locks.LOCKLESS:
+            raise StoreError(
+                f"{root}: the store cannot be used: its file system has no locks ({error.strerror})",
+                hint="name a place on a local disk with XDG_CACHE_HOME or --cache, or mount it with locks (Lustre: -o flock)",
+            ) from error
         if error.errno in _FORBIDDEN:
             raise StoreError(
                 f"{error.filename or root}: the store cannot be used: {error.strerror}",

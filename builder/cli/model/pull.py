@@ -24,7 +24,7 @@ from builder.models.receivers import usual
 from builder.places.destination import Destination, Repository
 from builder.progress import counted, human_size
 from builder.store import Store
-from builder.store.locks import is_same_file
+from builder.store.locks import hold_where_possible, is_same_file
 
 
 class Puller(click.Command):
@@ -182,7 +182,7 @@ def _alone(folder: Path) -> int:
             raise FolderError(
                 f"{folder}: cannot be made: {error.strerror}", hint="choose a folder where you may write"
             ) from error
-        fcntl.flock(held, fcntl.LOCK_EX)
+        hold_where_possible(held, fcntl.LOCK_EX)
         if is_same_file(held, folder):
             return held
         os.close(held)  # the other one removed it at its end
