@@ -512,6 +512,19 @@ def test_an_interrupt_before_anything_is_begun(moment: str, begun: bool, tmp_pat
     assert (done.returncode, done.stdout, done.stderr.strip()) == (expected[0], "", expected[1])
 
 
+@pytest.mark.parametrize(("number", "begun"), [(2, False), (15, False), (2, True), (15, True)])
+def test_the_first_process_of_a_container_ends_when_it_is_asked(number: int, begun: bool, tmp_path: Path) -> None:
+    """The kernel keeps from it what it does not handle."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    moment = "builder.cli.context" if begun else "click.core"
+    argv = ["unshare", "--pid", "--fork", sys.executable, "-c", _INTERRUPTED_AT.replace(" 2)", f" {number})"), moment]
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([*argv, "schema"], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    expected = (130, INTERRUPTED) if begun else (128 + number, "")
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (expected[0], "", expected[1])
+
+
 def test_who_ignores_interrupts_goes_on_ignoring_them(tmp_path: Path) -> None:
     """As shells have it for what runs in the background."""
     argv = ["env", "--ignore-signal=INT", sys.executable, "-c", _INTERRUPTED_AT, "click.core", "--version"]

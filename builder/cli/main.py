@@ -124,7 +124,7 @@ def main(command: click.Command | None = None, name: str | None = None) -> None:
     left_alone = signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL  # nohup ignores it: so do we
     try:
         ended_by((signal.SIGTERM,) if left_alone else (signal.SIGTERM, signal.SIGHUP), _interrupt)
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `builder.cli.entry` leaves it
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # `builder.cli.entry` ends by it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         status = run(None, command or cli, name)
     except KeyboardInterrupt:  # before `run` could catch it, or while it told of another
