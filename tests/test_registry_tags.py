@@ -28,8 +28,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for tag in (*FEW, COMPANION, f"{COMPANION}.sig"):
             push(repository(address, "few"), image(b"one"), tag)
         push(repository(address, "one"), image(b"one"), "v1")
-        for number in range(130):
-            push(repository(address, "many"), image(b"one"), f"build-{number:03}")
+        many, one = repository(address, "many"), image(b"one")
+        push(many, one)
+        for number in range(102):
+            many.put_manifest(one.descriptor, one.manifest, f"build-{number:03}")
         yield address
 
 
