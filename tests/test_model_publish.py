@@ -163,6 +163,22 @@ def test_a_precision(tmp_path: Path) -> None:
     assert found.annotations["org.opencontainers.image.base.digest"].startswith("sha256:")
 
 
+def test_shards_that_are_not_there_are_told(tmp_path: Path) -> None:
+    """A download that broke off makes a model that nobody could load."""
+    data = modelworld.safetensors({"w": ("F32", (1,), bytes(4))})
+    names = {"w": "a.safetensors", **{f"w{number}": f"m-{number}\n.safetensors" for number in range(5)}, "odd": 7}
+    index = json.dumps({"weight_map": names}).encode()
+    modelworld.write_files(tmp_path / "m", {"p/a.safetensors": data, "p/a.safetensors.index.json": index})
+    done = published(tmp_path, "m", "oci:out:v1")
+    assert done.code == 0
+    told = "p/a.safetensors.index.json names files that the model does not have: m-0\\n.safetensors"
+    assert [line for line in done.err.splitlines() if told in line and line.endswith(" and 2 more")]
+    for text in (b'{"weight_map": {"w": "a.safetensors"}}', b'{"weight_map": 3}', b"[1]", b"\xff", b"[" * 100_000):
+        (tmp_path / "m/p/a.safetensors.index.json").write_bytes(text)
+        done = published(tmp_path, "m", "oci:out:v2")
+        assert (done.code, "does not have" in done.err) == (0, False)
+
+
 def test_numbers_that_do_not_fit_a_precision(tmp_path: Path) -> None:
     """The way out that the error names is one."""
     pytest.importorskip("numpy")

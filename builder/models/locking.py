@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +16,10 @@ from builder.models import sources
 from builder.models.artifact import EncodedModel, encode
 from builder.models.convert import FORMAT as CONVERTER
 from builder.models.describe import PRECISIONS, Description
+from builder.models.formats.reading import short
 from builder.models.scanning import ChangedFileError, known, model_index
 from builder.models.sources import Means, Wanted, local
-from builder.models.values import LocalModelFile, ModelFile
+from builder.models.values import BadModelError, LocalModelFile, ModelFile
 from builder.oci import spec
 from builder.oci.digest import Digest
 from builder.profile import Model
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 """The number of the rules by which files become an artifact. A change of any byte of it raises it."""
 _CONVERSION = "model-conversion"
+_SHARDS = ".safetensors.index.json"
+_SHOWN = 3
 
 Files = Mapping[str, tuple[LockedModelFile, ...]]
 """What the folders of models hold now, by the models' names."""
@@ -183,6 +188,8 @@ def _lock(model: Model, means: Means) -> LockedModel:
     published_as_it_is = means if not model.precision else replace(means, early=lambda _: None)
     collected = sources.collect(model.source, _wanted(model), published_as_it_is)
     files = tuple(map(_locked, collected.files))
+    for line in _lost_shards(collected.files):
+        means.progress.note(line)
     converted = _convert(collected.files, model.precision, model.overflow or "", means) if model.precision else ()
     if converted and scheme_of(model.source) is None:
         _check_unchanged(model, collected.files, means)
@@ -204,6 +211,24 @@ def _lock(model: Model, means: Means) -> LockedModel:
     index = model_index(published, means.store, means.progress, early=means.early)
     made = encode(published, index, describe(locked))
     return replace(locked, manifest=str(made.manifest.digest))
+
+
+def _lost_shards(files: Sequence[LocalModelFile]) -> Iterator[str]:
+    """What to tell of indexes of shards that name files which the model does not have: nobody could load it."""
+    paths = {file.file.path for file in files}
+    for file in files:
+        if file.file.path.endswith(_SHARDS):
+            from builder.models.convert import documents  # few models have shards
+
+            with suppress(BadModelError):  # what cannot be read is told, if ever, by who needs it
+                said = documents.read(file).get("weight_map")
+                shards = {name for name in said.values() if isinstance(name, str)} if isinstance(said, dict) else set()
+                folder = posixpath.dirname(file.file.path)
+                lost = sorted(name for name in shards if posixpath.join(folder, name) not in paths)
+                if lost:
+                    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+                    names = ", ".join(map(short, lost[:_SHOWN]))
+                    yield f"{file.file.path} names files that the model does not have: {names}{more}"
 
 
 def _check_unchanged(model: Model, files: Sequence[LocalModelFile], means: Means) -> None:
