@@ -20,6 +20,7 @@ from builder.store import Store
 
 _KIND = "model-file"
 _WORTH_KEEPING = 1 << 20
+_MOST_READERS = 4
 _RECORDS = 1
 """Raised when headers are read in another way, so that what was kept is forgotten."""
 
@@ -55,9 +56,14 @@ def model_index(
                 remember(store, scanned)
                 found[local.file] = scanned
 
-            for error in for_each(index, missing, jobs, Stop(stop)):
+            for error in for_each(index, missing, min(jobs, readers()), Stop(stop)):
                 raise error
     return ModelIndex(tuple(each for file in sorted(found) if (each := found[file]) is not None))
+
+
+def readers() -> int:
+    """How many files are scanned at once at best: each keeps two processors busy, and more wait for one another."""
+    return min(_MOST_READERS, max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 def scan(

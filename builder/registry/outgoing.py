@@ -13,7 +13,7 @@ from builder.oci.digest import Digest
 from builder.oci.spec import Descriptor
 from builder.parallel import Stop
 
-PIECE = 1 << 20
+PIECE = 256 << 10
 """How many bytes are read, and sent, at once: so many that it does not cost, so few that a processor's cache holds them."""
 
 Open = Callable[[], AbstractContextManager[BinaryIO]]

@@ -21,7 +21,6 @@ from builder.store import Store
 _KIND = "model-place"
 _SETTLED = 2_000_000_000
 """A file that was written less than this many nanoseconds before it was read may be written again without a trace."""
-_THREADS = 4
 _PULLED, _MARKER = ".build", "model.json"
 """What `build model pull` leaves in a folder, so that a pulled model can be a source again."""
 _COPY = "copy the file it stands for, or exclude it"
@@ -135,7 +134,7 @@ def _hashed(
                 early(places[path])
                 found[path] = _read(places[path], path, store, task.advance, stop)
 
-            for error in for_each(read, missing, _THREADS, stop):
+            for error in for_each(read, missing, scanning.readers(), stop):
                 raise error
     return tuple(LocalModelFile(file, places[path]) for path, file in sorted(found.items()) if file)
 
