@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -263,6 +264,10 @@ def test_files_and_folders(way: FaultRegistry, store: Store, tmp_path: Path) -> 
         with pytest.raises(UsageError) as caught:
             model.tensor("layer.0.weigth")
         assert caught.value.hint == "did you mean layer.0.weight?"
+        with pytest.raises(TypeError, match="give its reference to the other process"):
+            pickle.dumps(model)
+    with pytest.raises(UsageError, match="the model is closed"):
+        model.tensor("layer.0.weight").bytes()
 
 
 def test_a_server_without_ranges(way: FaultRegistry, store: Store) -> None:
@@ -331,6 +336,13 @@ def test_an_index_needs_just_its_bytes(shape: tuple[int, ...], index: Index) -> 
     assert set(taken.ravel().tolist()) <= covered
     if taken.size:
         assert covered <= set(range(int(taken.min()), int(taken.max()) + 1))
+
+
+@pytest.mark.parametrize("index", [True, (0, True), numpy.array([True] * 4), numpy.array([0, 1]), [0, 1], None])
+def test_what_numpy_takes_for_more_than_a_place_is_refused(index: Index) -> None:
+    """It would show elements that nobody fetched."""
+    with pytest.raises(IndexError, match="made of numbers and slices"):
+        spans((4, 4), 8, index)
 
 
 def test_columns_of_a_wide_matrix_are_separate_stretches() -> None:

@@ -61,6 +61,9 @@ class Model:
             file.renew()
         self.published.source.renew()
 
+    def __reduce__(self) -> str:
+        raise TypeError("an open model cannot be pickled: give its reference to the other process, and open it there")
+
     def __enter__(self) -> Self:
         return self
 
@@ -159,7 +162,8 @@ class Model:
 
     def _file(self, path: str) -> LazyFile:
         with self._guard:
-            self._stop.check()
+            if self._stop.is_set():
+                raise UsageError("the model is closed", hint="read what is needed before it is, or open it again")
             if path not in self._files:
                 file = self._named(path)
                 (chunked,) = self.published.chunked([file])

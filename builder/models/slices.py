@@ -15,10 +15,10 @@ _MERGED = 1 << 20
 def ranges(shape: Sequence[int], index: Index) -> tuple[range, ...]:
     """For each dimension the elements that an index takes, as numpy understands it. Raises `IndexError`."""
     given = index if isinstance(index, tuple) else (index,)
-    if sum(each is Ellipsis for each in given) > 1:
+    ellipses = [at for at, each in enumerate(given) if each is Ellipsis]  # arrays would compare by element
+    if len(ellipses) > 1:
         raise IndexError("an index has one ellipsis at most")
-    if Ellipsis in given:
-        at = given.index(Ellipsis)
+    for at in ellipses:
         filled = (slice(None),) * (len(shape) - len(given) + 1)
         given = (*given[:at], *filled, *given[at + 1 :])
     if len(given) > len(shape):
@@ -64,9 +64,13 @@ def _merged(stretches: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def _range(length: int, index: int | slice | EllipsisType) -> range:
     if isinstance(index, slice):
         return range(length)[index]
-    if isinstance(index, EllipsisType) or not hasattr(index, "__index__"):
+    # numpy takes a truth value for a mask
+    if isinstance(index, EllipsisType | bool) or not hasattr(index, "__index__"):
         raise IndexError(f"an index is made of numbers and slices, not of {index!r}")
-    number = index.__index__()
+    try:
+        number = index.__index__()
+    except TypeError as error:
+        raise IndexError("an index is made of numbers and slices, not of arrays") from error
     if not -length <= number < length:
         raise IndexError(f"{number} is out of bounds for a dimension of {length}")
     return range(number % length, number % length + 1)

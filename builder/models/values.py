@@ -138,8 +138,11 @@ def check_paths(paths: Iterable[str], where: str) -> tuple[str, ...]:
             raise BadModelError(f"{where}: more than {MAX_FILES} files")
         key = _folded(path)
         if key in folded:
-            what = "is there twice" if folded[key] == path else f"clashes with {folded[key]!r}"
-            raise BadModelError(f"{where}: {path!r} {what}")
+            if folded[key] == path:
+                raise BadModelError(f"{where}: {path!r} is there twice")
+            alike = unicodedata.normalize("NFC", path) == unicodedata.normalize("NFC", folded[key])
+            shown = ascii if alike else repr  # two forms of one text look the same
+            raise BadModelError(f"{where}: {shown(path)} clashes with {shown(folded[key])}")
         if key in folders:
             raise BadModelError(f"{where}: {path!r} is a file, and a folder of {folders[key]!r}")
         parent, exact = posixpath.dirname(key), posixpath.dirname(path)
