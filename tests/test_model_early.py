@@ -16,7 +16,7 @@ import pytest
 from faultregistry import FaultRegistry, Handler, Reply
 from hypothesis import given
 from hypothesis import strategies as st
-from registryworld import NETWORK, as_stream, described, repository
+from registryworld import NETWORK, USER, as_stream, described, repository
 from world import Done
 
 from builder.client import Client
@@ -31,7 +31,7 @@ from builder.parallel import Stop
 from builder.places.delivery import Blob, Delivery, Sink
 from builder.places.remote import Remote
 from builder.progress import Silent
-from builder.registry import Keychain, Reference
+from builder.registry import DeniedError, Keychain, Reference
 
 NAME = "model.safetensors"
 DATA = random.Random(5).randbytes(3 << 20)
@@ -239,6 +239,41 @@ def test_layouts_and_small_files_wait_for_their_digests(registry: str, tmp_path:
     with Early(sinks[:1], 4) as begun:
         begun.begin(path)
     assert target.sending_since is None
+
+
+def test_no_more_at_once_than_there_are_connections(registry: str, tmp_path: Path) -> None:
+    """Files for which there is none wait for their digests; those that cannot be read are left to whoever does."""
+    places = [tmp_path / name for name in "abc"]
+    for place in places:
+        with place.open("wb") as file:
+            file.truncate(early.LEAST)
+    with faults.before(registry, decide=faults.always({"GET manifests": faults.slow})) as proxy:
+        target = Remote(Reference.parse(f"{proxy.address}/waiting/m"), Client(NETWORK), Keychain(), writing=True)
+        with Early([Sink("there", target, ("v1",))], 2) as begun:
+            begun.begin(tmp_path / "none")
+            for place in places:
+                begun.begin(place)
+            assert [ahead.path for ahead in begun._begun] == places[:2]
+
+
+def test_tokens_that_wear_out(registry: str, tmp_path: Path) -> None:
+    """The bytes are sent again to who asks for another token; what was sent is the blob in the end."""
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    for uses in (1, 2, 3):
+        with faults.before(registry, users={USER.user: USER.password}, uses=uses) as proxy:
+            place = repository(proxy.address, f"tokens/{uses}", credentials=USER)
+            place.ahead(path, len(DATA)).run(lambda: True)
+            assert place.put_blob(described(DATA), lambda: as_stream(DATA), path) is Outcome.MOVED
+            with place.blob(described(DATA)) as stream:
+                assert stream.read() == DATA
+            assert {what for what, size in proxy.carried if size} == {"PATCH uploads"}
+    with faults.before(registry, users={USER.user: "other"}) as proxy:
+        place = repository(proxy.address, "tokens/none", credentials=USER)
+        place.ahead(path, len(DATA)).run(lambda: True)
+        with pytest.raises(DeniedError):
+            place.put_blob(described(DATA), lambda: as_stream(DATA), path)
+        assert not [what for what, size in proxy.carried if size]
 
 
 class Told:

@@ -12,6 +12,7 @@ from typing import Self
 
 from builder.client import NotFoundError
 from builder.errors import BuilderError
+from builder.parallel import Stop, for_each
 from builder.places.delivery import Sink
 from builder.places.remote import Remote
 from builder.registry.ahead import Ahead
@@ -41,12 +42,16 @@ class Early:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for ahead in self._begun:
-            ahead.drop()
+        for_each(
+            Ahead.drop, self._begun, len(self._begun), Stop()
+        )  # side by side: each may have to wait for a silent registry
 
     def begin(self, path: Path) -> None:
-        """A file of this model is going to be hashed."""
-        size = path.stat().st_size
+        """A file of this model is going to be hashed. One that cannot be read is left to whoever does that."""
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return
         with self._guard:
             if size < LEAST or self._running + len(self._places) > self._slots * len(self._places):
                 return
