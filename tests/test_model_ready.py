@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from builder.errors import BuilderError
 from builder.models import LazyModel, NotReadyError, State, serve_readiness
 
 
@@ -98,3 +99,13 @@ def test_a_failure_is_told_without_its_words() -> None:
         with pytest.raises(RuntimeError):
             model.get(10)
         assert ask(port) == (503, {"state": "failed", "error": "RuntimeError"})
+
+
+def test_a_port_that_somebody_has() -> None:
+    with (
+        serve_readiness(LazyModel(str), 0) as port,
+        pytest.raises(BuilderError, match=rf":{port}: cannot be listened on") as caught,
+        serve_readiness(LazyModel(str), port),
+    ):
+        pass
+    assert caught.value.hint == "choose another port"

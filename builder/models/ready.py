@@ -37,6 +37,12 @@ class NotReadyError(BuilderError):
     hint = "wait longer, or look at why loading takes so long"
 
 
+class PortError(BuilderError):
+    """Nobody can be told on a port."""
+
+    hint = "choose another port"
+
+
 class LazyModel(Generic[T]):
     """What `load` returns, loaded once, by a thread of its own, when it is first asked for or `start` is called.
 
@@ -117,9 +123,13 @@ def serve_readiness(model: LazyModel[Any], port: int, host: str = "0.0.0.0") -> 
     """Answers HTTP in the background while the block runs; gives the port, which is chosen if `port` is 0.
 
     `/live` is 200; `/ready`, and any other path, is 200 if the model can answer, else 503. The body is JSON with the state
-    and, after a failure, its kind: no message, since messages may name what is not for everybody.
+    and, after a failure, its kind: no message, since messages may name what is not for everybody. Raises `PortError`.
     """
-    with _Server((host, port), model) as server:
+    try:
+        listening = _Server((host, port), model)
+    except OSError as error:
+        raise PortError(f"{host}:{port}: cannot be listened on: {error.strerror or error}") from error
+    with listening as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
