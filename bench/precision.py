@@ -67,6 +67,11 @@ for folder in sys.argv[2:]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the model lies and what is made of it goes; else in memory where there is room",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each conversion is measured; 0: not")
     parser.add_argument(
         "--judge", metavar="PYTHON", help="an interpreter with torch, transformers and compressed-tensors"
@@ -78,13 +83,13 @@ def main() -> None:
         _convert(*arguments.convert)
         return
     if arguments.rounds:
-        _measured(arguments.rounds)
+        _measured(arguments.rounds, arguments.folder or _roomy(3 * _TENSORS * _SIZE))
     if arguments.judge:
         _judge(arguments.judge, arguments.build)
 
 
-def _measured(rounds: int) -> None:
-    with tempfile.TemporaryDirectory(dir=_roomy(3 * _TENSORS * _SIZE)) as folder:
+def _measured(rounds: int, place: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=place) as folder:
         root = Path(folder)
         say("a model of 1 GiB")
         _model(root / "model")

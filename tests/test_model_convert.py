@@ -563,7 +563,9 @@ def test_a_file_that_changes(tmp_path: Path) -> None:
     with pytest.raises(BadModelError, match="changed while it was converted"):
         conversion([found], "fp16", tmp_path / "out", advance=change)
     assert list((tmp_path / "out").iterdir()) == []
-    os.truncate(found.location, 1000)
+    with pytest.raises(BadModelError, match=r"m\.safetensors: it ends early"):
+        conversion([found], "fp16", tmp_path / "out", advance=lambda _: os.truncate(found.location, 1000))
+    assert list((tmp_path / "out").iterdir()) == []
     with pytest.raises(BadModelError, match="no longer"):
         convert([found], "fp16", tmp_path / "out")
 
@@ -586,6 +588,36 @@ def test_neither_processes_nor_the_order_of_the_source_count(tmp_path: Path, pre
         done = conversion(files(folder), precision, tmp_path / f"out{number}", jobs=jobs)
         results.add(tuple(file.file for file in done.files))
     assert len(results) == 1
+
+
+PLAIN = """
+import sys
+from pathlib import Path
+import numpy as np
+from builder.models.convert.converting import conversion
+from builder.models.values import LocalModelFile, ModelFile
+print(np.show_config(mode="dicts")["SIMD Extensions"].get("found", []))
+for precision in sys.argv[3:]:
+    files = [LocalModelFile(ModelFile(p.name, p.stat().st_size, "0" * 64), p) for p in Path(sys.argv[1]).iterdir()]
+    done = conversion(files, precision, Path(sys.argv[2]) / precision, jobs=1)
+    print(*(tensor.errors.largest for tensor in done.converted[0].tensors), done.converted[0].result.file.sha256)
+"""
+
+
+def test_the_vector_units_of_a_processor_do_not_count(tmp_path: Path) -> None:
+    """The same bytes and largest errors from the plainest code that numpy and its BLAS have."""
+    arrays = {"a.weight": normal(300, 1001), "b.weight": normal(7, 5) * 1000, "c.weight": normal(40, 1000) * 1e-6}
+    model(tmp_path / "in", {"m.safetensors": arrays}, config=BERT)
+    units = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    plain = {"NPY_DISABLE_CPU_FEATURES": " ".join(units), "OPENBLAS_CORETYPE": "Nehalem"}
+    told = []
+    for number, changes in enumerate(({}, plain)):
+        argv = [sys.executable, "-c", PLAIN, str(tmp_path / "in"), str(tmp_path / f"out{number}"), *PRECISIONS]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, env=os.environ | changes)
+        told.append(done.stdout.splitlines())
+    assert told[0][0] == str(units)
+    assert told[1][0] == "[]"
+    assert told[0][1:] == told[1][1:]
 
 
 def _ordered(path: Path, arrays: Arrays) -> None:
