@@ -263,8 +263,9 @@ def _round(part: Floats, out: npt.NDArray[np.uint16], target: str) -> npt.NDArra
 
 def _upper_halves(bits: npt.NDArray[np.uint32], out: npt.NDArray[np.uint16]) -> None:
     """Writes them to `out`: they are the lower ones of what begins with them, which takes half as long as to shift."""
-    np.copyto(out[:-1], bits.view(np.uint8)[2:-2].view(np.uint32), casting="unsafe")
-    out[-1] = bits[-1] >> 16
+    halves = bits.view(np.uint16)
+    np.copyto(out[:-1], halves[1:-1].view(np.uint32), casting="unsafe")
+    out[-1] = halves[-1]
 
 
 def _errors(part: Floats, near: npt.NDArray[np.float32], signal: float | None = None) -> Errors:
@@ -283,7 +284,8 @@ def _power(numbers: Floats) -> float:
     """The sum of the squares of numbers that lie side by side."""
     whole = len(numbers) // _SUMMED * _SUMMED
     rows, rest = numbers[:whole].reshape(-1, _SUMMED), numbers[whole:]
-    return float(np.matmul(rows[:, None], rows[:, :, None]).sum()) + float(np.dot(rest, rest))
+    sums: list[float] = np.matmul(rows[:, None], rows[:, :, None]).ravel().tolist()
+    return sum(sums, float(np.dot(rest, rest)) if len(rest) else 0.0)
 
 
 def _scratch(name: str, count: int, dtype: Any) -> Any:
