@@ -262,6 +262,12 @@ def test_a_mount_point_is_filled_file_by_file(registry: str, store: Store, tmp_p
         pull(registry, store, target)
         assert found(target) == FILES
         assert sorted(path.name for path in (target / ".build").iterdir()) == ["model.json"]
+        # killed while files were changing, it goes on
+        (target / ".build/model.json").rename(target / ".build/changing")
+        (target / "README.md").rename(target / "OLD.md")
+        pull(registry, store, target)
+        assert found(target) == FILES
+        assert sorted(path.name for path in (target / ".build").iterdir()) == ["model.json"]
         assert not (tmp_path / ".build").exists()
 
 

@@ -159,6 +159,20 @@ def test_foreign_files_are_not_replaced(registry: str, tmp_path: Path) -> None:
         pull(registry, store, tmp_path / "link", force=True)
 
 
+def test_foreign_files_beside_a_model_are_not_lost(registry: str, tmp_path: Path) -> None:
+    """They stay as long as the model does, and it is not replaced without a word."""
+    store, target = Store(tmp_path / "cache"), tmp_path / "model"
+    pull(registry, store, target, subset=("config.json",))
+    (target / "onnx").mkdir()
+    (target / "onnx/thesis.doc").write_text("mine")
+    assert not pull(registry, store, target, subset=("config.json",)).changed
+    with pytest.raises(FolderError, match=r"onnx/thesis\.doc is of none"):
+        pull(registry, store, target)
+    assert (target / "onnx/thesis.doc").read_text() == "mine"
+    assert pull(registry, store, target, force=True).changed
+    assert found(target) == FILES
+
+
 def test_damage_of_the_folder_is_repaired(registry: str, tmp_path: Path) -> None:
     store = Store(tmp_path / "cache")
     target = tmp_path / "model"

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +28,9 @@ from builder.store.locks import hold_where_possible
 
 MARKER = str(Path(INDEX_PATH).with_name("model.json"))
 """Where a folder says which model it holds."""
+
+_CHANGING = str(Path(MARKER).with_name("changing"))
+"""What is in a folder that cannot be replaced while its files change one by one: they are a model's, whoever is interrupted."""
 
 _FICLONE = 0x40049409  # linux/fs.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -72,8 +75,9 @@ def is_whole(folder: Path, digest: Digest, files: Sequence[ModelFile], *, read: 
     return all(_is_file(folder / file.path, file, read) for file in files)
 
 
-def check(folder: Path, force: bool) -> None:
-    """Raises `FolderError` where a model must not go: what is there is no folder, or somebody's other files."""
+def check(folder: Path, force: bool, *, replaced: bool = False) -> None:
+    """Raises `FolderError` where a model must not go: what is there is no folder, or somebody's other files, if `replaced` says
+    that they would be gone also those beside a pulled model."""
     try:
         info = folder.lstat()
     except FileNotFoundError:
@@ -82,10 +86,18 @@ def check(folder: Path, force: bool) -> None:
         raise FolderError(f"{folder}: cannot be used: {error.strerror}", hint="name another folder") from error
     if not stat.S_ISDIR(info.st_mode):
         raise FolderError(f"{folder}: is there, and is no folder", hint="name another one, or remove it")
-    if not force and held(folder) is None and set(os.listdir(folder)) - _OURS:
+    if force or (folder / _CHANGING).exists():
+        return
+    now = held(folder)
+    if now is None and set(os.listdir(folder)) - _OURS:
         raise FolderError(
             f"{folder}: holds files that are of no pulled model",
             hint="name another folder, or add --force, which replaces it",
+        )
+    if now is not None and replaced and (other := next(_others(folder, now["files"]), None)):
+        raise FolderError(
+            f"{folder}: another model would replace it, and {other} is of none",
+            hint="move it away, or name another folder, or add --force, which removes it",
         )
 
 
@@ -102,12 +114,24 @@ def place(store: Store, digest: Digest, files: Sequence[ModelFile], folder: Path
         with _staging(folder, inside) as staged:
             ways = _fill(store, digest, files, staged, how)
             with _alone(folder.parent):
-                check(folder, force)
+                check(folder, force, replaced=True)
                 if inside:
                     _pour(staged, folder)
                 else:
                     _swap(staged, folder)
     return max(ways, key=lambda way: ways[way])
+
+
+def _others(folder: Path, known: Container[str]) -> Iterator[str]:
+    """The files in a folder that are not known; NFS keeps files that are open under names of its own."""
+    for parent, folders, names in os.walk(folder):
+        inner = Path(parent).relative_to(folder)
+        if inner == Path():
+            folders[:] = sorted(set(folders) - _OURS)
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in sorted([*names, *links]):
+            if (inner / name).as_posix() not in known and not name.startswith(".nfs"):
+                yield (inner / name).as_posix()
 
 
 def _is_file(path: Path, file: ModelFile, read: bool) -> bool:
@@ -241,6 +265,7 @@ def _exchange(one: Path, other: Path) -> bool:
 def _pour(staged: Path, folder: Path) -> None:
     """File by file into a folder that cannot be replaced, the marker last."""
     marker = folder / MARKER
+    (folder / _CHANGING).touch()
     marker.unlink(missing_ok=True)
     new = {path.relative_to(staged) for path in staged.rglob("*") if not path.is_dir()}
     for path in sorted(new - {Path(MARKER)}):
@@ -252,9 +277,8 @@ def _pour(staged: Path, folder: Path) -> None:
                 parent.unlink()
         target.parent.mkdir(parents=True, exist_ok=True)
         (staged / path).replace(target)
-    kept = (
-        new | {parent for path in new for parent in path.parents} | {staged.parent.relative_to(folder), Path(".build")}
-    )
+    ours = {staged.parent.relative_to(folder), Path(".build"), Path(_CHANGING)}
+    kept = new | {parent for path in new for parent in path.parents} | ours
     for found in sorted(folder.rglob("*"), reverse=True):
         path = found.relative_to(folder)
         if path in kept or found.is_relative_to(staged.parent) or path.parts[0] == "lost+found":
@@ -265,6 +289,7 @@ def _pour(staged: Path, folder: Path) -> None:
         else:
             found.unlink()
     (staged / MARKER).replace(marker)
+    (folder / _CHANGING).unlink()
     _sync(folder)
 
 

@@ -97,6 +97,7 @@ class Pulling:
         if placing.is_whole(folder, model.digest, files, read=self.read):
             self._tell(model.digest)
             return Pulled(folder, model.digest, files, Moved(present=sum(file.size for file in files)), False, None)
+        placing.check(folder, self.force, replaced=True)
         moved = self.bring(model, files)
         how = placing.place(self.store, model.digest, files, folder, self.how, force=self.force)
         self._tell(model.digest)
