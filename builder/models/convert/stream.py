@@ -160,6 +160,7 @@ class _Conversion:
             ) from error
 
     def _read(self, block: _Block) -> memoryview:
+        # Not mapped: a mapped file that someone shortens ends the process, and in a file numbers lie where its header ends.
         self._raw = _at_least(self._raw, block.length)
         raw, at = self._raw[: block.length], block.start
         while at < block.start + block.length:
