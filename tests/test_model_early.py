@@ -20,6 +20,7 @@ from registryworld import NETWORK, USER, as_stream, described, repository
 from world import Done
 
 from builder.client import Client
+from builder.errors import BuilderError
 from builder.models import early
 from builder.models.artifact import open_artifact
 from builder.models.early import Early
@@ -272,6 +273,11 @@ def test_tokens_that_wear_out(registry: str, tmp_path: Path) -> None:
         place = repository(proxy.address, "tokens/none", credentials=USER)
         place.ahead(path, len(DATA)).run(lambda: True)
         with pytest.raises(DeniedError):
+            place.put_blob(described(DATA), lambda: as_stream(DATA), path)
+        (tmp_path / "config.json").write_text('{"credsStore": "nobody-has-this"}')
+        place = repository(proxy.address, "tokens/none", keychain=Keychain.of({"DOCKER_CONFIG": str(tmp_path)}))
+        place.ahead(path, len(DATA)).run(lambda: True)
+        with pytest.raises(BuilderError, match="nobody-has-this"):
             place.put_blob(described(DATA), lambda: as_stream(DATA), path)
         assert not [what for what, size in proxy.carried if size]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from builder.errors import FetchError
+from builder.errors import BuilderError, FetchError
 from builder.parallel import Stop, StoppedError
 from builder.registry.outgoing import PIECE
 from builder.registry.session import Session
@@ -46,7 +46,7 @@ class Ahead:
         try:
             if wanted() and not self._stop.is_set():
                 self._send()
-        except (FetchError, OSError):
+        except (BuilderError, OSError):
             pass
         finally:
             with self._guard:
