@@ -42,9 +42,8 @@ class Early:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for_each(
-            Ahead.drop, self._begun, len(self._begun), Stop()
-        )  # side by side: each may have to wait for a silent registry
+        # side by side: each may have to wait for a silent registry
+        for_each(Ahead.drop, self._begun, len(self._begun), Stop())
 
     def begin(self, path: Path) -> None:
         """A file of this model is going to be hashed. One that cannot be read is left to whoever does that."""
