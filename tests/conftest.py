@@ -20,8 +20,9 @@ import world as worlds
 from faultregistry import FaultRegistry
 from world import Real, World
 
-# Whoever runs the tests in the background may have had interrupts ignored, which programs inherit; some tests send them.
+# Whoever runs the tests in the background may have had signals ignored, which programs inherit; some tests send them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Products of small matrices take longer on many threads than on one, much longer where others use the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
