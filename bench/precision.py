@@ -23,7 +23,6 @@ from bench.table import HEAD, line, machine, say
 from bench.watch import run
 from builder.models.convert.converting import conversion
 from builder.models.convert.report import PRECISIONS
-from builder.models.convert.stream import BLOCK
 from builder.models.values import LocalModelFile, ModelFile
 
 _TENSORS = 64
@@ -78,7 +77,9 @@ def main() -> None:
         "--judge", metavar="PYTHON", help="an interpreter with torch, transformers and compressed-tensors"
     )
     parser.add_argument("--build", default="build", help="the command to convert the real model with")
-    parser.add_argument("--convert", nargs=4, metavar=("FOLDER", "PRECISION", "OUT", "JOBS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--convert", nargs=5, metavar=("FOLDER", "PRECISION", "OUT", "JOBS", "HASHED"), help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args()
     if arguments.convert:
         _convert(*arguments.convert)
@@ -96,32 +97,29 @@ def _measured(rounds: int, place: Path) -> None:
         _model(root / "model")
         print(f"{machine()}; sha256 {_hashing():.2f} GB/s a core now\n\n{HEAD}")
         for precision in PRECISIONS:
+            print(line(_measure(root, precision, 1, rounds, hashed=False)), flush=True)
             for jobs in (1, 2, 4):
                 print(line(_measure(root, precision, jobs, rounds)), flush=True)
 
 
-def _measure(root: Path, precision: str, jobs: int, rounds: int) -> Row:
-    costs, rates, bare = [], [], []
+def _measure(root: Path, precision: str, jobs: int, rounds: int, *, hashed: bool = True) -> Row:
+    """By so many cores; `hashed` as for a lock, or not, as `build model convert` does it where nobody wants digests."""
+    costs, rates = [], []
     cpus = sorted(os.sched_getaffinity(0))[:jobs]
     for _ in range(rounds):
         out = root / "out"
         command = [sys.executable, "-m", "bench.precision", "--convert"]
-        command += [str(root / "model"), precision, str(out), str(jobs)]
+        command += [str(root / "model"), precision, str(out), str(jobs), "hashed" if hashed else "not"]
         costs.append(run(command, os.environ, cpus=cpus, output=root / "answer"))
-        seconds, hashing, size = map(float, (root / "answer").read_text().split())
-        rates.append(size / seconds / 1e9)
-        bare.append(size / (seconds - hashing) / 1e9)
+        rates.append(float((root / "answer").read_text()))
         shutil.rmtree(out)
     cores = "a core" if jobs == 1 else f"{jobs} cores"
     note = f"{max(rates):.2f} GB/s at best, {sorted(rates)[len(rates) // 2]:.2f}"
-    if jobs == 1:
-        note += f"; {sorted(bare)[len(bare) // 2]:.2f} but for the digest of what is made"
-    return Row(f"{precision}, {cores}", median(costs), note)
+    return Row(f"{precision}, {cores}{', with digests' if hashed else ''}", median(costs), note)
 
 
-def _convert(folder: str, precision: str, out: str, jobs: str) -> None:
-    """In a process of its own: converts, and prints the seconds that took, what is imported not counted; those that as many
-    bytes as were made take to be hashed, from a block in the cache, by one core; and the bytes of the source."""
+def _convert(folder: str, precision: str, out: str, jobs: str, hashed: str) -> None:
+    """In a process of its own: converts, and prints bytes of the source by the nanosecond, what is imported not counted."""
     import builder.models.convert.kernels  # noqa: F401 - numpy takes a tenth of a second
 
     files = [
@@ -129,12 +127,8 @@ def _convert(folder: str, precision: str, out: str, jobs: str) -> None:
         for path in sorted(Path(folder).iterdir())
     ]
     begun = time.perf_counter()
-    done = conversion(files, precision, Path(out), jobs=int(jobs))  # type: ignore[arg-type]
-    converted = time.perf_counter()
-    digest, block = hashlib.sha256(), bytes(BLOCK // 2)
-    for _ in range(done.size // len(block)):
-        digest.update(block)
-    print(converted - begun, time.perf_counter() - converted, done.source_size)
+    done = conversion(files, precision, Path(out), jobs=int(jobs), hashed=hashed == "hashed")  # type: ignore[arg-type]
+    print(done.source_size / (time.perf_counter() - begun) / 1e9)
 
 
 def _hashing() -> float:

@@ -587,6 +587,12 @@ def test_neither_processes_nor_the_order_of_the_source_count(tmp_path: Path, pre
         (folder / "config.json").write_text(json.dumps(BERT))
         done = conversion(files(folder), precision, tmp_path / f"out{number}", jobs=jobs)
         results.add(tuple(file.file for file in done.files))
+        bare = conversion(files(folder), precision, tmp_path / f"bare{number}", jobs=jobs, hashed=False)
+        assert bare.errors.largest == done.errors.largest
+        assert [file.file.sha256 for file in bare.files if file.file.path == "m.safetensors"] == [""]
+        made = files(tmp_path / f"bare{number}")
+        assert {"m.safetensors"} <= {file.file.path for file in made}
+        assert {file.file for file in made} <= {file.file for file in done.files}
     assert len(results) == 1
 
 

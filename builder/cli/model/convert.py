@@ -75,6 +75,7 @@ def convert(
             dst,
             overflow="clamp" if allow_overflow else "error",
             tables=tables,
+            hashed=form == "json",  # which has the digests
             advance=task.advance,
         )
     if form == "json":

@@ -40,6 +40,7 @@ def conversion(
     overflow: Overflow = "error",
     tables: bool | None = None,
     jobs: int | None = None,
+    hashed: bool = True,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Conversion:
     """Converts the safetensors files among `files` into files below `out`, which keep their paths.
@@ -47,7 +48,7 @@ def conversion(
     Each folder with weights is a model of its own: its `config.json` and shard indexes are rewritten too. All other files
     are passed on as they are. The same files give the same bytes on every machine. `tables` is whether INT8 takes
     embedding tables (None: as `convert.rules` says), `jobs` the processes (None: up to 4), `advance` is told bytes of the
-    source as they are done.
+    source as they are done. Digests of converted files are empty unless they are to be `hashed`, a quarter of the work.
 
     Raises `PrecisionError` where nothing can be converted, for numbers that do not fit (`overflow="clamp"` takes the
     largest that do), for a model that is quantised already, and without numpy; `BadModelError` for files that lie.
@@ -64,9 +65,8 @@ def conversion(
         )
     converted: list[ConvertedFile] = []
     rewritten: dict[str, LocalModelFile] = {}
-    work = _Work(
-        precision, out, overflow == "clamp", jobs or min(_MOST_JOBS, len(os.sched_getaffinity(0))), advance, tables
-    )
+    jobs = jobs or min(_MOST_JOBS, len(os.sched_getaffinity(0)))
+    work = _Work(precision, out, overflow == "clamp", jobs, hashed, advance, tables)
     for folder in sorted({posixpath.dirname(path) for path in weights}):
         inside = {path: by_path[path] for path in weights if posixpath.dirname(path) == folder}
         found, changed = work.folder(folder, inside, by_path)
@@ -92,6 +92,7 @@ class _Work:
         out: Path,
         clamp: bool,
         jobs: int,
+        hashed: bool,
         advance: Callable[[int], None],
         tables: bool | None,
     ) -> None:
@@ -99,6 +100,7 @@ class _Work:
         self.out = out
         self.clamp = clamp
         self.jobs = jobs
+        self.hashed = hashed
         self.advance = advance
         self.tables = tables
 
@@ -125,6 +127,7 @@ class _Work:
                 target,
                 clamp=self.clamp,
                 jobs=self.jobs,
+                hashed=self.hashed,
                 advance=self.advance,
             )
             result = replace(result, file=replace(result.file, path=path))

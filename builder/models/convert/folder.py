@@ -28,6 +28,7 @@ def convert_into(
     *,
     overflow: Overflow = "error",
     tables: bool | None = None,
+    hashed: bool = True,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Conversion:
     """The model in another precision as the new folder `target`, with copies of the files that are not converted.
@@ -38,7 +39,7 @@ def convert_into(
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
     with _workplace(target) as workplace:
-        done = conversion(files, precision, workplace, overflow=overflow, tables=tables, advance=advance)
+        done = conversion(files, precision, workplace, overflow=overflow, tables=tables, hashed=hashed, advance=advance)
         kept = tuple(_inside(file, workplace) for file in done.files)
         workplace.chmod(0o755)
         _check_free(target)

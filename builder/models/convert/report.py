@@ -66,7 +66,8 @@ class ConvertedTensor:
 
 @dataclass(frozen=True)
 class ConvertedFile:
-    """A file whose tensors were converted: the source it was made from, and what became of each tensor, by name."""
+    """A file whose tensors were converted: the source it was made from, and what became of each tensor, by name. The digest of the
+    result is empty where nobody asked for it."""
 
     source: LocalModelFile
     result: LocalModelFile

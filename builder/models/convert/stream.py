@@ -68,13 +68,14 @@ def write(
     *,
     clamp: bool,
     jobs: int,
+    hashed: bool,
     advance: Callable[[int], None],
 ) -> tuple[LocalModelFile, tuple[ConvertedTensor, ...]]:
     """Writes `made`, all of them from `source`, as the file `target`, which appears when it is complete.
 
-    At most `jobs` processes convert; with one, this one does. `advance` is told how many bytes of the source are done. Raises
-    `PrecisionError` for numbers that do not fit, `BadModelError` for a source that changed while it was read, and `BuilderError`
-    where the target cannot be written.
+    At most `jobs` processes convert; with one, this one does. Unless the result is to be `hashed`, its digest is empty.
+    `advance` is told how many bytes of the source are done. Raises `PrecisionError` for numbers that do not fit, `BadModelError`
+    for a source that changed while it was read, and `BuilderError` where the target cannot be written.
     """
     errors: dict[str, Errors] = {}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,29 +87,32 @@ def write(
         # Scales come with the rows that they are of, and are somewhere else in the file: it is whole in the end only.
         in_order = not any(output.making == "scale" for output in made)
         alone = jobs == 1 or source.file.size < _ALONE
-        passing = hashlib.sha256() if alone and in_order else None
+        passing = hashlib.sha256() if hashed and alone and in_order else None
         conversion = _Conversion(source.file.path, file.fileno(), out.fileno(), target, clamp, passing)
         conversion.put(head, 0)
         hashing = Hashing(written.fileno(), [stretch.end for stretch in stretches])
+        beside = hashed and not passing
 
         def note(done: tuple[int, dict[str, Errors]]) -> None:
             number, found = done
             for name, each in found.items():
                 errors[name] = errors.get(name, Errors()) + each
-            if in_order and not passing:
+            if in_order and beside:
                 hashing.there(number)
 
         try:
             if alone:
-                if not passing:
+                if beside:
                     hashing.start()
                 for stretch in stretches:
                     note(conversion(stretch, advance))
             else:
-                workers.run(conversion, stretches, jobs, advance, started=hashing.start, done=note)
-            for stretch in () if in_order else stretches:
-                hashing.there(stretch.number)
-            digest = passing.hexdigest() if passing else hashing.digest()
+                begin = hashing.start if beside else lambda: None
+                workers.run(conversion, stretches, jobs, advance, started=begin, done=note)
+            if beside and not in_order:
+                for stretch in stretches:
+                    hashing.there(stretch.number)
+            digest = passing.hexdigest() if passing else hashing.digest() if beside else ""
         finally:
             hashing.stop()
         if _state(file.fileno()) != before:
