@@ -42,6 +42,11 @@ class Child:
         self.connection.close()
         self._process.terminate()
 
+    def kill(self) -> None:
+        """It does nothing more, from now on."""
+        self._process.kill()
+        self._process.join()
+
     def join(self) -> None:
         """Waits for its end."""
         self._process.join(_PATIENCE)

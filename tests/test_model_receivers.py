@@ -230,6 +230,50 @@ def test_none_where_there_are_threads(way: FaultRegistry, tmp_path: Path) -> Non
     assert found(tmp_path / "model") == FILES
 
 
+_STEPS = """
+import os, time
+from builder.models import receivers
+from builder.parallel import Stop
+receivers.MUCH = 0
+ENDS = (10, 20, 30)
+
+class Source:
+    def once(self, descriptor, start, end):
+        yield bytes(range(start, 25))
+        if descriptor == "short":
+            raise OSError
+        yield bytes(range(25, end))
+
+def at_rest(file):
+    time.sleep(0.2)
+    return os.pread(file, 100, 0)
+
+with receivers.receivers(Source(), 1, 1) as (one,):
+    file = os.open("file", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    steps = one.receive("all", 0, ENDS, file, Stop())
+    assert next(steps) == 10 and at_rest(file) == bytes(range(10))
+    assert next(steps) == 10 and at_rest(file) == bytes(range(20))
+    steps.close()  # somebody else brings the rest
+    assert at_rest(file) == bytes(range(20))
+    assert sum(one.receive("short", 0, ENDS, file, Stop())) == 20 and len(at_rest(file)) == 25  # as far as it is told
+    assert [*one.receive("all", 5, ENDS, file, Stop())] == [5, 10, 10] and at_rest(file) == bytes(range(30))
+    os.truncate("file", 0)
+    steps = one.receive("all", 0, ENDS, file, Stop())
+    assert next(steps) == 10
+    steps.close()
+    assert [*one.receive("all", 0, ENDS[:1], file, Stop())] == [10]
+print("right")
+"""
+
+
+def test_nothing_is_written_that_others_may_bring(tmp_path: Path) -> None:
+    """Of a part that a thread of its own brings to its end, because this one is slow."""
+    done = subprocess.run(
+        [sys.executable, "-c", _STEPS], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("right\n", "")
+
+
 @pytest.mark.parametrize("forks", ["0", "1"])
 def test_none_where_none_can_be_had(forks: str, way: FaultRegistry, tmp_path: Path) -> None:
     pull = watched(way, tmp_path, slow, FORKS=forks)

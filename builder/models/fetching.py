@@ -136,34 +136,38 @@ class _Worker:
         self._spare.put(buffer)
 
     def _run_unchecked(self, run: Run, receiver: Receiver | None) -> None:
-        """The same, each block written as it comes."""
+        """The same, each block written as it comes; nothing of a chunk is, before it is known that nobody else brings it."""
         filling = run.opened.filling
         offset = filling.cuts[run.at]
         with closing(self._written(run, receiver)) as written:
             for amount in written:
                 offset += amount
-                while offset >= filling.cuts[run.at + 1]:
+                if offset == filling.cuts[run.at + 1]:
                     filling.mark(run.at)
                     self._landed(run.opened, run.at)
                     if not self._lanes.next(run):
                         return
 
     def _written(self, run: Run, receiver: Receiver | None) -> Generator[int, None, None]:
-        """How many bytes more of the run are in the file, again and again: first those that the receiver brings."""
+        """How many bytes more of the run are in the file, again and again, in no step beyond a chunk: first those that the
+        receiver brings."""
         chunked, filling = run.opened.chunked, run.opened.filling
         at = filling.cuts[run.at]
         if receiver is not None:
-            end = filling.cuts[run.last + 1]
-            with closing(receiver.receive(chunked.blob, at, end, filling.fileno(), self._stop)) as amounts:
+            ends = filling.cuts[run.at + 1 : run.last + 2]
+            with closing(receiver.receive(chunked.blob, at, ends, filling.fileno(), self._stop)) as amounts:
                 for amount in amounts:
                     at += amount
                     self._came(amount)
                     yield amount
         if at < (end := filling.cuts[run.last + 1]):
             for block in self._read(chunked, at, end):
-                filling.write(at, block)
-                at += len(block)
-                yield len(block)
+                rest = memoryview(block)
+                while rest:
+                    part = rest[: filling.cuts[run.at + 1] - at]
+                    filling.write(at, part)
+                    at, rest = at + len(part), rest[len(part) :]
+                    yield len(part)
 
     def _take(self, run: Run, buffer: bytearray) -> list[int]:
         """Cuts what comes into chunks; returns those of which other bytes came."""

@@ -29,10 +29,9 @@ MUCH = 128 << 20
 """Bytes from which it is worth making processes."""
 
 _USUAL = 2
-_REPORT = 4 << 20
 _POLL = 0.1
 _SOON = 0.25
-"""Seconds that threads which open connections get to end."""
+"""Seconds that threads which open connections get to end, and processes that have nothing to do."""
 
 
 @runtime_checkable
@@ -50,30 +49,39 @@ class Receiver:
         self._lost = False
 
     def receive(
-        self, descriptor: Descriptor, start: int, end: int, file: int, stop: Stop
+        self, descriptor: Descriptor, start: int, ends: Sequence[int], file: int, stop: Stop
     ) -> Generator[int, None, None]:
-        """The bytes `start` to `end` of a blob go to the same place in an open file: how many more are there, again and again.
+        """The bytes of a blob from `start` to the last of `ends` go to the same places in an open file: how many more are there,
+        again and again, in no step beyond the next end. Nothing beyond an end is written before the next step is asked for.
 
         It ends when all are there, or early: then something went wrong after those that were told. Nothing checks them.
         Close it to receive no more. Raises `StoppedError`.
         """
         if self._lost:
             return
-        amount = 1
+        ahead = list(reversed(ends))
+        over = False
         try:
-            self._ask(descriptor, start, end, file)
+            self._ask(descriptor, start, ahead[-1], ahead[0], file)
             while amount := self._told(stop):
+                start += amount
                 yield amount
+                if start == ahead[-1] and len(ahead) > 1:
+                    ahead.pop()
+                    self._child.connection.send(ahead[-1])
+            over = True
         except (EOFError, OSError):
-            self._lost = True
+            pass
         finally:
-            if amount and not self._lost:
-                self._give_up()
+            if not over and not (start == ahead[-1] and self._has_ended()):
+                # it may be in the middle of writing: nobody waits for that, and nobody wants it any more
+                self._lost = True
+                self._child.kill()
 
-    def _ask(self, descriptor: Descriptor, start: int, end: int, file: int) -> None:
+    def _ask(self, descriptor: Descriptor, start: int, limit: int, end: int, file: int) -> None:
         from multiprocessing import reduction
 
-        self._child.connection.send((descriptor, start, end))
+        self._child.connection.send((descriptor, start, limit, end))
         reduction.send_handle(self._child.connection, file, 0)
 
     def _told(self, stop: Stop) -> int:
@@ -81,14 +89,12 @@ class Receiver:
             stop.check()
         return int(self._child.connection.recv())
 
-    def _give_up(self) -> None:
-        """It is asked for nothing more if it does not end at once: what it waits for may take long."""
+    def _has_ended(self) -> bool:
+        """It is asked for nothing more, at an end where it waits for what it may do."""
         with suppress(EOFError, OSError):
             self._child.connection.send(None)
-            while self._child.connection.poll(_SOON):
-                if not self._child.connection.recv():
-                    return
-        self._lost = True
+            return self._child.connection.poll(_SOON) and not self._child.connection.recv()
+        return False
 
 
 @contextmanager
@@ -127,27 +133,32 @@ def _serve(source: Single, connection: Connection) -> None:
 
     while True:
         asked = connection.recv()
-        if asked is None:
-            continue  # it was asked to stop what it had ended
-        descriptor, start, end = asked
+        if not isinstance(asked, tuple):
+            continue  # it was allowed, or forbidden, to go on with what had gone wrong, or was at its end
         file = reduction.recv_handle(connection)
         try:
-            with closing(source.once(descriptor, start, end)) as blocks:
-                told = time.monotonic()
-                amount = 0
-                for block in blocks:
-                    write(file, start, block)
-                    start += len(block)
-                    amount += len(block)
-                    if amount >= _REPORT or time.monotonic() > told + _POLL:
-                        connection.send(amount)
-                        told, amount = time.monotonic(), 0
-                        if connection.poll():
-                            break
-                if amount:
-                    connection.send(amount)
+            _receive(source, connection, file, *asked)
         except Exception:  # whoever asked sees what is missing, and brings that
             pass
         finally:
             os.close(file)
         connection.send(0)
+
+
+def _receive(
+    source: Single, connection: Connection, file: int, descriptor: Descriptor, start: int, limit: int, end: int
+) -> None:
+    """Brings the bytes from `start` to `end`, those beyond `limit` only when a new limit has come, which may be none."""
+    told, at = time.monotonic(), start
+    with closing(source.once(descriptor, start, end)) as blocks:
+        for block in blocks:
+            rest = memoryview(block)
+            while rest:
+                part = rest[: limit - at]
+                write(file, at, part)
+                at, rest = at + len(part), rest[len(part) :]
+                if at == limit or time.monotonic() > told + _POLL:
+                    connection.send(at - start)
+                    told, start = time.monotonic(), at
+                if at == limit != end and (limit := connection.recv()) is None:
+                    return
