@@ -80,27 +80,26 @@ class Bringing:
             self.store.explained(),
             self.progress.task(f"pull {label}", total) as task,
         ):
+
+            def fetched(amount: int) -> None:
+                moved.add("fetched", amount)
+                task.advance(amount)
+
+            fetcher = self.fetcher(fetched, receivers)
             for first in range(0, len(missing), _AT_ONCE):
-                self._batch(missing[first : first + _AT_ONCE], receivers, moved, task.advance)
+                self._batch(missing[first : first + _AT_ONCE], fetcher, moved, task.advance)
         return moved
 
-    def _batch(
-        self,
-        files: Sequence[Chunked],
-        receivers: Sequence[Receiver],
-        moved: Moved,
-        advance: Callable[[int], None],
-    ) -> None:
+    def _batch(self, files: Sequence[Chunked], fetcher: Fetcher, moved: Moved, advance: Callable[[int], None]) -> None:
         with ExitStack() as stack:
-            for chunked in sorted(
-                files, key=lambda chunked: chunked.whole_key
-            ):  # the same order everywhere: no deadlock
+            # the same order everywhere: no deadlock
+            for chunked in sorted(files, key=lambda chunked: chunked.whole_key):
                 self._lock(stack, chunked)
             still = [chunked for chunked in files if not self._has(chunked)]
             others = sum(chunked.file.size for chunked in files) - sum(chunked.file.size for chunked in still)
             moved.add("present", others)
             advance(others)
-            self._bring(still, receivers, moved, advance)
+            self._bring(still, fetcher, moved, advance)
 
     def _has(self, chunked: Chunked) -> bool:
         return self.store.has(Digest(chunked.file.sha256), chunked.file.size)
@@ -117,18 +116,7 @@ class Bringing:
 
         stack.enter_context(self.store.locked(partial_lock(chunked.whole_key), check))
 
-    def _bring(
-        self,
-        files: Sequence[Chunked],
-        receivers: Sequence[Receiver],
-        moved: Moved,
-        advance: Callable[[int], None],
-    ) -> None:
-        def fetched(amount: int) -> None:
-            moved.add("fetched", amount)
-            advance(amount)
-
-        fetcher = self.fetcher(fetched, receivers)
+    def _bring(self, files: Sequence[Chunked], fetcher: Fetcher, moved: Moved, advance: Callable[[int], None]) -> None:
         with ExitStack() as stack:
             filled = [stack.enter_context(_Whole(self.store, chunked, fetcher, self.stop)) for chunked in files]
             missing = [(each, each.opened.filling.missing()) for each in filled]
