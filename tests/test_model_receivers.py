@@ -48,12 +48,6 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def way(registry: str) -> Iterator[FaultRegistry]:
-    with faultregistry.before(registry) as state:
-        yield state
-
-
 class Pull:
     """`build model pull`, to which any model is a large one, and the processes that work for it."""
 
